@@ -72,12 +72,10 @@ import torch.nn.functional as F
 # value comes from: "paper" the abstract of [1]; "vicreg" [2]; "design" fixed before training, by
 # what the world needs or by common practice; "tuned" chosen on validation worlds.
 
-
 def opt(default, source, meaning, low=None, high=None, choices=None):
     """A dataclass field that knows its source, its meaning and the values it may take."""
     return dataclasses.field(default=default, metadata={
         "source": source, "meaning": meaning, "low": low, "high": high, "choices": choices})
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -150,14 +148,12 @@ class Config:
             if wrong:
                 raise ValueError(why)
 
-
 PRESETS = {
     "smoke": dict(sequences=1024, epochs=3, batch=128, width=32, short_width=64, macro_width=64,
                   samples=40, iterations=3, elites=8, tasks=8, measure_every=2, measure_tasks=4),
     "quick": dict(epochs=10, measure_every=5),
     "paper": dict(),
 }
-
 
 ###################################################################################################
 # 2. WORLD - what there is to be predicted
@@ -268,7 +264,6 @@ class World:
         """
         return (state * state.new_tensor([1 / 0.55, 1 / 0.55, 2.0, 2.0])).flatten(-2)
 
-
 ###################################################################################################
 # 3. DATA - what the model gets to see
 ###################################################################################################
@@ -284,7 +279,6 @@ def make_sequences(world, n, clips, gen, hold=5, speed=0.3, device="cpu"):
     shape = (clips, hold)
     return states.unflatten(1, shape), forces[:, 1:].flatten(2), hits.unflatten(1, shape)
 
-
 def random_symmetry(obs, forces, gen):
     """(N, ..., F), (N, ..., A) -> the same, each sample in one of the box's 8 symmetries.
 
@@ -298,7 +292,6 @@ def random_symmetry(obs, forces, gen):
         return (torch.where(swap, pairs.flip(-1), pairs) * sign).reshape(x.shape)
     return turn(obs), turn(forces)
 
-
 def epoch_batches(obs, forces, batch, gen, symmetries=True):
     """Yields obs (B, K, T, F), forces (B, K-1, A), in an order that only gen decides.
 
@@ -310,7 +303,6 @@ def epoch_batches(obs, forces, batch, gen, symmetries=True):
         pick = order[i:i + batch].to(obs.device)
         pair = obs[pick], forces[pick]
         yield random_symmetry(*pair, gen) if symmetries else pair
-
 
 ###################################################################################################
 # 4. ENCODERS - from a clip to two embeddings, a shallow and a deep one
@@ -340,7 +332,6 @@ class Block(nn.Module):
         weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)     # (N, heads, T, T)
         x = x + self.out((weight.to(v.dtype) @ v).transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
-
 
 class Encoder(nn.Module):
     """clip (N, T, F) -> shallow and deep embedding, (N, D) each.  needs: Block
@@ -379,7 +370,6 @@ class Encoder(nn.Module):
         x, z1 = self.shallow(clip)
         return z1, self.deep(x)
 
-
 ###################################################################################################
 # 5. PREDICTORS - what happens next, given the forces
 ###################################################################################################
@@ -410,7 +400,6 @@ class Predictor(nn.Module):
             shift, scale, gate = adapt(code).chunk(3, -1)
             x = x + (1 + gate) * mlp(norm(x) * (1 + scale) + shift)
         return z + self.leave(self.last(x))                               # most of z carries over
-
 
 ###################################################################################################
 # 6. MODEL - two encoders, two predictors and two small maps put together
@@ -452,7 +441,6 @@ class HJEPA(nn.Module):
         """z2 (N, D), forces (N, steps, A) -> (N, D): P2, a macro-event in one step."""
         return self.macro(z2, forces.flatten(1))
 
-
 ###################################################################################################
 # 7. LOSS - why the embeddings do not collapse
 ###################################################################################################
@@ -484,7 +472,6 @@ def vicreg_terms(z, gamma=1.0, eps=1e-4):
     std = F.relu(gamma - (variance + eps).sqrt()).mean(-1)
     cov = (c.square().sum((-1, -2)) - variance.square().sum(-1)) / d
     return std.mean(), cov.mean()
-
 
 def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=1.0,
               map_weight=5.0):
@@ -524,7 +511,6 @@ def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=
         total = composite + map_weight * (terms["bridge"] + terms["lift"])
     return total, terms
 
-
 ###################################################################################################
 # 8. PLANNER - forces that lead to a goal, found in the embedding
 ###################################################################################################
@@ -563,7 +549,6 @@ def cem(cost, mean, std, gens, *, samples=200, iterations=6, elites=20, low=-2.0
         mean, std = elite.mean(1), elite.std(1) + floor
     return best, best_cost
 
-
 def latent_cost(predict, start, goal):
     """predict: (N, D), (N, K, A) -> (N, D); start, goal (B, D) -> a cost for `cem`: how far the
     embedding predicted for a plan is from the goal's, squared, the mean over dimensions."""
@@ -574,17 +559,14 @@ def latent_cost(predict, start, goal):
         return (reached.float() - goal[:, None].float()).square().mean(-1)
     return cost
 
-
 def short_cost(model, clip, goal):
     """clip, goal (B, T, F) -> cost of plans of any length: P1 rolled out.  needs: latent_cost"""
     start, aim = model.context.shallow(clip)[1], model.target.shallow(goal)[1]
     return latent_cost(lambda z, plan: model.rollout(z, plan)[:, -1], start, aim)
 
-
 def macro_cost(model, clip, goal):
     """clip, goal (B, T, F) -> cost of plans of one macro-event: P2.  needs: latent_cost"""
     return latent_cost(model.jump, model.context(clip)[1], model.target(goal)[1])
-
 
 @torch.no_grad()
 def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):
@@ -606,11 +588,9 @@ def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):
         mean = plan[:, 1:]
     return torch.cat(states, 1), torch.stack(forces, 1)
 
-
 ###################################################################################################
 # Above: pure functions and modules, free to copy. Below: disk, clock and argv.
 ###################################################################################################
-
 
 ###################################################################################################
 # 9. PLUMBING - randomness, devices, files
@@ -619,13 +599,11 @@ def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):
 class Refusal(Exception):
     """What the person at the terminal can mend: printed as one line, exit code 2."""
 
-
 def generator(seed, purpose, index=0):
     """A fresh CPU generator that depends on its arguments alone: no state to save or to disturb.
     Measuring more often, resuming, changing the device: the same numbers are drawn."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-
 
 def pick_device(name):
     """'auto' -> cuda, else mps, else cpu; a name is taken at its word or refused."""
@@ -635,7 +613,6 @@ def pick_device(name):
     if name not in ("auto", *there):
         raise Refusal(f"device {name} is not available here: use --device {best}")
     return torch.device(best if name == "auto" else name)
-
 
 def pick_precision(name, device):
     """'auto' -> bf16 on cuda, fp32 on mps, on a cpu what a short measurement says: bf16 products
@@ -652,18 +629,15 @@ def pick_precision(name, device):
         return sorted(times)[7]
     return "bf16" if seconds(torch.float32) > 1.3 * seconds(torch.bfloat16) else "fp32"
 
-
 def autocast(device, precision):
     """The context in which matrix products run in `precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
 
 def device_name(device):
     """What a timing was taken on: 'cpu, x86_64, 2 threads' and the like."""
     if device.type == "cuda":
         return "cuda, " + torch.cuda.get_device_name(device)
     return f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads"
-
 
 @contextlib.contextmanager
 def atomic(path):
@@ -680,14 +654,12 @@ def atomic(path):
     finally:
         part.unlink(missing_ok=True)
 
-
 def write_json(path, content):
     """Atomic; floats are cut to 6 digits, for eye and git. ValueError for NaN and infinity."""
     text = json.dumps(content, allow_nan=False)
     short = json.loads(text, parse_float=lambda x: float(f"{float(x):.6g}"))
     with atomic(path) as part:
         part.write_text(json.dumps(short, indent=1) + "\n")
-
 
 @contextlib.contextmanager
 def locked(run):
@@ -701,15 +673,12 @@ def locked(run):
             raise Refusal(f"{run} is being trained by process {f.read().strip()}: wait for it, or "
                           "use another --run") from None
         f.truncate(0)
-        f.write(str(os.getpid()))
-        f.flush()
+        print(os.getpid(), file=f, flush=True)
         yield
-
 
 def build_world(config):
     """Config -> World."""
     return World(config.masses, config.radius, config.frame, config.substeps, config.force_limit)
-
 
 def build(config):
     """Config -> HJEPA on the CPU, with the start weights of its seed. Global randomness is kept."""
@@ -720,12 +689,11 @@ def build(config):
                      c.heads, c.mlp_ratio, c.short_width, c.macro_width, c.predictor_blocks,
                      c.shared)
 
-
 FORMAT = 1                                      # of checkpoints: raised when it changes
 
-
 def read_checkpoint(run):
-    """Run directory or file -> dict(format, config, model, optimizer, epoch, precision, history).
+    """Run directory or file -> dict(format, config, model, optimizer, epoch, precision, history,
+    device, torch).
 
     Refusal if there is none or it is not ours. weights_only: nothing in a checkpoint is executed.
     """
@@ -744,7 +712,6 @@ def read_checkpoint(run):
         raise Refusal(f"{path} is damaged or no checkpoint of this program ({why}): restore a "
                       "copy, or move it away and train again") from None
 
-
 def load(run, device="cpu"):
     """Run directory or checkpoint file -> (HJEPA in eval mode on device, Config), or a Refusal."""
     saved = read_checkpoint(run)
@@ -752,7 +719,6 @@ def load(run, device="cpu"):
     model = build(config)
     model.load_state_dict(saved["model"])
     return model.to(device).eval(), config
-
 
 def bar(items, label, total):
     """Yields items and draws `label ######...... 12/48 31 s left`; silent where no terminal is."""
@@ -766,7 +732,6 @@ def bar(items, label, total):
         yield item
     sys.stderr.write("\r\033[K" if show else "")
 
-
 ###################################################################################################
 # 10. TRAINING - the loop
 ###################################################################################################
@@ -779,7 +744,6 @@ def learning_rate(step, total, peak, warmup):
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
-
 def make_optimizer(model, config, device):
     """AdamW; decay on matrices only: pulling a bias or a norm to zero regularises nothing."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -787,7 +751,6 @@ def make_optimizer(model, config, device):
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, config.lr, (0.9, config.beta2), fused=device.type != "mps")
-
 
 def train_epoch(model, optimizer, data, config, epoch, device, precision):
     """One pass over the data. -> mean of each term, and the composite of the very first step.
@@ -814,7 +777,6 @@ def train_epoch(model, optimizer, data, config, epoch, device, precision):
                       f"{step + 1}: the checkpoint before it is intact; train anew, smaller --lr")
     return dict(zip(terms, log.mean(0).tolist())), log[0, list(terms).index("composite")].item()
 
-
 def refuse_other_settings(config, saved, run):
     """A run goes on with the settings it began with; device and number of test goals may change."""
     old, new = dataclasses.asdict(Config(**saved["config"])), dataclasses.asdict(config)
@@ -824,14 +786,12 @@ def refuse_other_settings(config, saved, run):
         raise Refusal(f"{run} holds a run with other settings ({'; '.join(differ)}): repeat those, "
                       "or use another --run")
 
-
 def print_row(row, head):
     """One aligned row per epoch with every term in it: collapse must be visible by eye, early."""
     if head:
         print(" ".join(f"{name:>{max(6, len(name))}}" for name in row))
     print(" ".join(f"{value:{max(6, len(name))}.{3 if value < 10 else 1}f}" if name != "epoch" else
                    f"{value:6d}" for name, value in row.items()), flush=True)
-
 
 def train(config, run):
     """Train to the end, from where the directory `run` stands. -> history, a dict per epoch.
@@ -857,13 +817,9 @@ def train(config, run):
               f"{config.epochs} epochs done", flush=True)
         if first == config.epochs:
             return history
-        write_json(run / "config.json", {
-            "command": "python hjepa.py " + " ".join(sys.argv[1:]), "torch": torch.__version__,
-            "device": device_name(device), "precision": precision,
-            "config": dataclasses.asdict(config)})
         world = build_world(config)
         states, forces, _ = sequences(world, config, config.sequences, config.seed, "train", device)
-        data = world.observe(states), forces
+        data, shown = (world.observe(states), forces), None
         for epoch in range(first, config.epochs):
             start = time.perf_counter()
             means, first_step = train_epoch(model, optimizer, data, config, epoch, device,
@@ -873,19 +829,20 @@ def train(config, run):
             row = {"epoch": epoch + 1, **means,
                    **watch(model, world, config, device, precision, due)}
             row["seconds"] = time.perf_counter() - start
-            print_row(row, head=epoch == first or len(row) != len(history[-1]))
+            print_row(row, head=row.keys() != shown)
+            shown = row.keys()
             history.append(row if history else {**row, "first_step": first_step})
             with atomic(run / "last.pt") as part:
                 torch.save({"format": FORMAT, "config": dataclasses.asdict(config),
                             "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                            "epoch": epoch + 1, "precision": precision, "history": history}, part)
+                            "epoch": epoch + 1, "precision": precision, "history": history,
+                            "device": device_name(device), "torch": torch.__version__}, part)
             with atomic(run / "log.jsonl") as part:
                 part.write_text("".join(json.dumps(r) + "\n" for r in history))
             if epoch == first:
                 left = row["seconds"] * (config.epochs - first - 1) / 60
                 print(f"about {left:.0f} minutes to go at this pace", flush=True)
     return history
-
 
 ###################################################################################################
 # 11. MEASUREMENT - what is in the embeddings, and do plans work
@@ -895,7 +852,6 @@ def sequences(world, config, n, seed, purpose, device):
     """make_sequences for a Config: n of one macro-event each, drawn by (seed, purpose)."""
     return make_sequences(world, n, config.steps + 1, generator(seed, purpose), config.hold,
                           config.start_speed, device)
-
 
 @torch.no_grad()
 def latents(model, obs, forces, chunk=4096):
@@ -908,7 +864,6 @@ def latents(model, obs, forces, chunk=4096):
     names = ("z1", "z2", "t1", "t2", "p1", "p2")
     return {name: torch.cat(z).cpu() for name, z in zip(names, zip(*parts))}
 
-
 def effective_rank(z):
     """(N, D) -> exp(entropy of the normalised singular values of centred z), 1 to D: RankMe [6]."""
     z = (z - z.mean(0)).cpu()
@@ -916,12 +871,10 @@ def effective_rank(z):
     p = s / s.sum().clamp_min(1e-12) + 1e-12
     return torch.exp(-(p * p.log()).sum()).item()
 
-
 def ridge(train, validation, test, strengths=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)):
     """Three pairs x (N, P), y (N, Q) -> R2 per column of y (Q,) and predictions (N, Q) on test.
 
-    A linear read-out: least squares with a penalty, its strength chosen on validation. CPU,
-    float64.
+    A linear read-out: least squares with a penalty, chosen on validation. In float64, on the CPU.
     """
     x, y = (a.double() for a in train)
     centre, scale, offset = x.mean(0), x.std(0) + 1e-6, y.mean(0)
@@ -935,7 +888,6 @@ def ridge(train, validation, test, strengths=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1
     fits = [torch.linalg.solve(gram + s * eye, moment) for s in strengths]
     return score(max(fits, key=lambda w: score(w, validation)[0].mean()), test)
 
-
 def physics(states, masses):
     """One frame (N, bodies, 4) -> dict of probe targets (N, Q), on the CPU: position, velocity,
     kinetic energy (of all bodies together), pair distance (between centres)."""
@@ -945,14 +897,12 @@ def physics(states, masses):
     return {"position": place.flatten(1), "velocity": velocity.flatten(1), "kinetic energy": energy,
             "pair distance": (place[:, i] - place[:, j]).norm(dim=-1)}
 
-
 def make_tasks(world, n, steps, gen, hold=5, speed=0.3, threshold=0.1):
     """n goals `steps` clips ahead -> dict(clip, goal (n, hold, bodies, 4), forces (n, steps, A),
     contact (n,)), on the CPU.
 
     A goal is what the same world shows under hidden random forces, so it can be reached. Left out
-    are goals that need none: under zero force the worst body must end farther than twice the
-    threshold.
+    are goals that need none: at zero force, the worst body must miss by over twice the threshold.
     """
     states, forces, hits = make_sequences(world, 8 * n + 64, steps + 1, gen, hold, speed)
     idle, _ = world.rollout(states[:, 0, -1], 0 * forces.unflatten(-1, (-1, 2)), hold)
@@ -964,9 +914,7 @@ def make_tasks(world, n, steps, gen, hold=5, speed=0.3, threshold=0.1):
     return {"clip": states[pick, 0], "goal": states[pick, -1], "forces": forces[pick],
             "contact": hits[pick, 1:].flatten(1).any(1)}
 
-
 PLANNERS = ("zero", "random", "macro open loop", "short open loop", "short replanned")
-
 
 @torch.no_grad()
 def solve(planner, model, world, config, clip, goal, gens):
@@ -986,7 +934,6 @@ def solve(planner, model, world, config, clip, goal, gens):
                         high=limit, **budget)
     return world.rollout(clip[:, -1], forces.unflatten(-1, (-1, 2)), config.hold)[0], forces
 
-
 def try_tasks(planner, model, world, config, tasks, seed, device, precision):
     """-> final errors (n, bodies), states and forces per task (see solve), seconds per task.
 
@@ -1002,7 +949,6 @@ def try_tasks(planner, model, world, config, tasks, seed, device, precision):
     errors = (states[:, -1, :, :2] - tasks["goal"][:, -1, :, :2]).norm(dim=-1)
     return errors, states, forces, (time.perf_counter() - start) / n
 
-
 def success(errors):
     """Final errors (n, bodies) -> shares of goals reached by three measures, and the mean error."""
     mean, worst = errors.mean(-1), errors.amax(-1)
@@ -1010,12 +956,10 @@ def success(errors):
             "success": (worst < 0.1).float().mean().item(),
             "strict": (worst < 0.05).float().mean().item(), "error": mean.mean().item()}
 
-
 def bootstrap(outcomes, draws=10_000, seed=0):
     """Outcomes (n,) -> [low, high], the 95 % interval of their mean over resampled tasks."""
     pick = np.random.default_rng(seed).integers(0, len(outcomes), (draws, len(outcomes)))
     return np.percentile(np.asarray(outcomes, dtype=float)[pick].mean(1), [2.5, 97.5]).tolist()
-
 
 def watch(model, world, config, device, precision, plans, n=2048):
     """What training looks at besides its losses, on validation worlds. -> dict
@@ -1042,7 +986,6 @@ def watch(model, world, config, device, precision, plans, n=2048):
             row[name] = success(tried[0])["mean_body"]
     return row
 
-
 ###################################################################################################
 # 12. FIGURES - the paper's curves, diagnostics, probes and plans
 ###################################################################################################
@@ -1051,15 +994,11 @@ def watch(model, world, config, device, precision, plans, n=2048):
 
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#4d4d4d")
 
-
 def canvas(rows, columns, width, height):
     """-> figure, axes (rows, columns): no window, no global state of matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
-
 
 def publish(args, name, figure, config, n, content):
     """Writes NAME.png, and NAME.json headed by what was run, where, on how much, after what."""
@@ -1070,7 +1009,6 @@ def publish(args, name, figure, config, n, content):
         figure.savefig(part, format="png")
     write_json(args.out / f"{name}.json", {**head, **content})
     print(f"wrote {args.out / name}.png and .json")
-
 
 def curves(args):
     """Loss curves: composite (the paper's 121 and 40 are marked), every term, gauges, planning."""
@@ -1093,7 +1031,6 @@ def curves(args):
     print(f"composite: {rows[0]['first_step']:.1f} at the first step, {rows[0]['composite']:.1f} "
           f"over epoch 1, {rows[-1]['composite']:.1f} over epoch {len(rows)}; the paper: 121 to 40")
     publish(args, "curves", figure, config, config.sequences, {"paper": [121, 40], "rows": rows})
-
 
 def diagnose(args):
     """Did it collapse? Deviation, covariance, correlation, spectrum and rank, per tap and branch.
@@ -1134,7 +1071,6 @@ def diagnose(args):
         ax.set(title=f"{key} over training, all four sets", xlabel="epoch")
     publish(args, "diagnose", figure, config, args.n, {"rows": rows, "history": history})
 
-
 def probe(args):
     """Linear probes of both taps; the raw clip and the untrained encoder are the controls.
 
@@ -1173,7 +1109,6 @@ def probe(args):
     axes[0, 1].legend(fontsize=7, loc="lower left")
     publish(args, "probe", figure, config, args.n, {"rows": rows})
 
-
 def draw_frame(ax, world, path, goal, force=None):
     """path (T, bodies, 4), goal (bodies, 4): bodies filled, goals hollow, forces as arrows."""
     from matplotlib.patches import Circle
@@ -1186,7 +1121,6 @@ def draw_frame(ax, world, path, goal, force=None):
         ax.plot(path[:, b, 0], path[:, b, 1], lw=1, color=colour)
         if force is not None:
             ax.annotate("", here + 0.12 * force[b], here, arrowprops={"arrowstyle": "->"})
-
 
 def plan(args):
     """CEM towards the embeddings of held-out goals: who arrives how often, one episode as a GIF."""
@@ -1208,7 +1142,7 @@ def plan(args):
                      "mean_body_ci": bootstrap(errors.mean(-1) < 0.1),
                      "success_ci": bootstrap(errors.amax(-1) < 0.1), "errors": errors.tolist()})
         print("{planner:>16}: mean body within 0.1 {mean_body:6.1%}, worst body {success:6.1%}, "
-              "worst within 0.05 {strict:6.1%}, mean error {error:.3f}".format(**rows[-1]), flush=True)
+              "worst within 0.05 {strict:6.1%}, error {error:.3f}".format(**rows[-1]), flush=True)
     episode = int(tasks["contact"].int().argmax())                        # first with a contact
     goal = tasks["goal"][episode, -1].numpy()
     figure, axes = canvas(1, 4, 17, 4.2)
@@ -1238,7 +1172,6 @@ def plan(args):
             writer.grab_frame()
     print(f"wrote {args.out / 'plan.gif'}: goal {episode} hollow, forces as arrows")
 
-
 ###################################################################################################
 # 13. COMMAND LINE - subcommands and errors
 ###################################################################################################
@@ -1248,7 +1181,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise Refusal(f"{message} (see `python {self.prog} --help`)")
-
 
 def make_parser():
     """Settings become flags of `train` and `config`; a flag that is not given is absent."""
@@ -1282,7 +1214,6 @@ def make_parser():
                 sub.add_argument("--" + flag, type=int, help="default: as in the run's config")
     return parser
 
-
 def show_config(config, preset, flags):
     """`config`: each value, where it comes from, what it means."""
     for f in dataclasses.fields(Config):
@@ -1291,7 +1222,6 @@ def show_config(config, preset, flags):
         source = "flag" if f.name in flags else source
         print(f"{f.name:>16} = {getattr(config, f.name)!s:<15} {source:<15} "
               f"{f.metadata['meaning']}")
-
 
 def main(argv=None):
     """-> exit code: 0 done, 2 something to mend (one line says what), 130 interrupted."""
@@ -1321,7 +1251,6 @@ def main(argv=None):
               + " ".join(argv), file=sys.stderr)
         return 130
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main())
