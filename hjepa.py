@@ -836,7 +836,7 @@ def train(config, run):
                 torch.save({"format": FORMAT, "config": dataclasses.asdict(config),
                             "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                             "epoch": epoch + 1, "precision": precision, "history": history,
-                            "device": device_name(device), "torch": torch.__version__}, part)
+                            "device": device_name(device), "torch": str(torch.__version__)}, part)
             with atomic(run / "log.jsonl") as part:
                 part.write_text("".join(json.dumps(r) + "\n" for r in history))
             if epoch == first:
@@ -1030,7 +1030,10 @@ def curves(args):
         axes[0, 0].annotate(f"paper: {value}", (1, value), fontsize=7)
     print(f"composite: {rows[0]['first_step']:.1f} at the first step, {rows[0]['composite']:.1f} "
           f"over epoch 1, {rows[-1]['composite']:.1f} over epoch {len(rows)}; the paper: 121 to 40")
-    publish(args, "curves", figure, config, config.sequences, {"paper": [121, 40], "rows": rows})
+    publish(args, "curves", figure, config, config.sequences, {
+        "paper": [121, 40], "trained_on": saved["device"], "precision": saved["precision"],
+        "minutes": sum(row["seconds"] for row in rows) / 60, "config": dataclasses.asdict(config),
+        "parameters": sum(x.numel() for x in saved["model"].values()), "rows": rows})
 
 def diagnose(args):
     """Did it collapse? Deviation, covariance, correlation, spectrum and rank, per tap and branch.
@@ -1055,20 +1058,21 @@ def diagnose(args):
                      "correlation": off.mean().item(), "rank": effective_rank(z[name]),
                      "std": std.tolist(), "spectrum": spectrum.tolist()})
         column[0].bar(range(size), std.sort().values, width=1.0, color=COLOURS[0])
-        column[0].set(title=f"{title}: deviation per dimension, sorted")
+        column[0].set(title=f"{title}\ndeviation of each dimension")
         column[1].set(title="covariance")
-        column[2].set(title=f"correlation, mean |off-diagonal| {off.mean():.3f}")
+        column[2].set(title=f"|correlation| {off.mean():.3f} on average")
         for ax, matrix in ((column[1], cov), (column[2], corr)):
             figure.colorbar(ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1), ax=ax, shrink=0.8)
         column[3].semilogy(range(1, size + 1), spectrum, color=COLOURS[1])
-        column[3].set(title=f"spectrum, effective rank {rows[-1]['rank']:.0f} of {size}")
+        column[3].set(title=f"spectrum, effective rank {rows[-1]['rank']:.0f}")
         print("{set}: deviation {std_min:.2f} to {std_max:.2f}, mean |correlation| "
               "{correlation:.3f}, effective rank {rank:.0f} of {dimensions}".format(**rows[-1]))
     keys = "epoch", "std_min", "std_avg", "rank"
     history = [{k: row[k] for k in keys} for row in read_checkpoint(args.run)["history"]]
-    for ax, key in zip(axes[4], keys):
+    for ax, key in zip(axes[4], keys[1:]):
         ax.plot([row["epoch"] for row in history], [row[key] for row in history], ".-")
-        ax.set(title=f"{key} over training, all four sets", xlabel="epoch")
+        ax.set(title=f"{key} of all sets, training", xlabel="epoch")
+    axes[4, 3].axis("off")
     publish(args, "diagnose", figure, config, args.n, {"rows": rows, "history": history})
 
 def probe(args):

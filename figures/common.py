@@ -1,0 +1,147 @@
+"""What the evidence scripts share: command line, errors, intervals, and the JSON behind a picture.
+
+A script of this folder asks one question of trained runs. It looks like this:
+
+    def measure(args, runs):                       # runs: a list of Run, one per --run
+        ...                                        # args.device, args.precision, args.n
+        return figure, args.n, {"rows": rows}      # what publish writes as NAME.png and NAME.json
+
+    if __name__ == "__main__":
+        parser = common.make_parser("dynamics", __doc__, n=(1024, "test worlds"))
+        sys.exit(common.main(parser, measure))
+
+and reports each mean with interval(outcomes), and each difference with paired_interval(a, b).
+"""
+import argparse
+import dataclasses
+import os
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import hjepa                                                              # noqa: E402
+
+DRAWS = 10_000                                  # resamples behind every interval
+Run = namedtuple("Run", "model config epochs")  # eval mode, on args.device; epochs trained so far
+
+
+def make_parser(name, doc, **numbers):
+    """A parser with the flags every script has. numbers: flag=(default, meaning), whole and > 0."""
+    parser = hjepa.Parser(prog=f"figures/{name}.py", allow_abbrev=False, description=doc,
+                          formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(name=name)
+    parser.add_argument("--run", type=Path, action="append", metavar="DIR_OR_CHECKPOINT",
+                        help="repeat it for several training seeds (default: runs/paper)")
+    parser.add_argument("--out", type=Path, default=Path(os.path.relpath(HERE)),
+                        help=f"where {name}.png and {name}.json go (default: figures)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16"),
+                        help="of matrix products (default: fp32)")
+    for flag, (default, meaning) in numbers.items():
+        parser.add_argument("--" + flag, type=int, default=default, help=f"{meaning} ({default})")
+    parser.set_defaults(numbers=tuple(numbers))
+    return parser
+
+
+def open_runs(paths, device):
+    """Paths -> [Run]. Refusal unless the runs differ in nothing but their seeds."""
+    runs = []
+    for path in paths:
+        model, config = hjepa.load(path, device)
+        runs.append(Run(model, config, hjepa.read_checkpoint(path)["epoch"]))
+    free = ("seed", "device", "precision", "tasks")
+    first, *others = (dataclasses.asdict(run.config) for run in runs)
+    for path, other in zip(paths[1:], others):
+        differ = [k for k in first if first[k] != other[k] and k not in free]
+        if differ:
+            raise hjepa.Refusal(f"{path} differs from {paths[0]} in {', '.join(differ)}: give runs "
+                                "that differ in --seed only")
+    if len({run.config.seed for run in runs}) < len(runs):
+        raise hjepa.Refusal("two runs have the same seed: give each --run once")
+    return runs
+
+
+def resampled_means(outcomes):
+    """Outcomes (seeds, tasks) or (tasks,) -> (DRAWS,) means, each over resampled seeds and tasks.
+
+    Hierarchical: seeds are drawn, and tasks within them. All seeds are measured on the same tasks,
+    so a draw takes the same tasks from each seed it took. With one seed only tasks are drawn. The
+    generator is always fresh: two arrays of one shape are resampled alike, so that differences
+    and ratios of what this returns are paired.
+    """
+    table, rng = np.atleast_2d(np.asarray(outcomes, dtype=float)), np.random.default_rng(0)
+    seeds, tasks = table.shape
+    means = np.empty((seeds, DRAWS))                                      # of each seed, each draw
+    for part in np.split(np.arange(DRAWS), 20):                           # not all at once: memory
+        pick = rng.integers(0, tasks, (len(part), tasks))
+        for row, mean in zip(table, means):
+            mean[part] = row[pick].mean(1)
+    return np.take_along_axis(means, rng.integers(0, seeds, (seeds, DRAWS)), 0).mean(0)
+
+
+def percentiles(draws):
+    """Draws (DRAWS,) -> [low, high], the middle 95 %."""
+    return np.percentile(draws, [2.5, 97.5]).tolist()
+
+
+def interval(outcomes):
+    """Outcomes (seeds, tasks) or (tasks,), numbers or bools -> [low, high]: 95 %, of their mean."""
+    return percentiles(resampled_means(outcomes))
+
+
+def paired_interval(a, b):
+    """Mean of A minus B on the same seeds and tasks -> difference, [low, high]. Shapes broadcast:
+    what does not depend on the seed may be (tasks,) or (1, tasks)."""
+    gap = np.subtract(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
+    return gap.mean().item(), interval(gap)
+
+
+def head(args, runs, n):
+    """What every JSON begins with: what was run, where, on which seeds, how much, after what."""
+    over = "seeds, then tasks" if len(runs) > 1 else "tasks only: there is one training seed"
+    return {"command": f"python figures/{args.name}.py " + " ".join(args.argv),
+            "device": hjepa.device_name(args.device), "precision": args.precision,
+            "torch": torch.__version__, "seeds": [run.config.seed for run in runs], "n": n,
+            "epochs": [run.epochs for run in runs],
+            "sequences": [run.config.sequences for run in runs],
+            "intervals": f"95 %, {DRAWS:,} bootstrap resamples over {over}"}
+
+
+def publish(args, runs, n, figure, content):
+    """Writes NAME.png and NAME.json, whole or not at all."""
+    with hjepa.atomic(args.out / f"{args.name}.png") as part:
+        figure.savefig(part, format="png")
+    hjepa.write_json(args.out / f"{args.name}.json", {**head(args, runs, n), **content})
+    print(f"wrote {args.out / args.name}.png and .json")
+
+
+def main(parser, measure, argv=None):
+    """Parse, load the runs, measure(args, runs) -> figure, n, content; publish. -> exit code:
+    0 done, 2 something to mend (one line says what), 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = parser.parse_args(argv)
+        for flag in args.numbers:
+            if getattr(args, flag) < 1:
+                raise hjepa.Refusal(f"--{flag} is {getattr(args, flag)}: give at least 1")
+        args.argv, args.device = argv, hjepa.pick_device(args.device)
+        args.precision = hjepa.pick_precision(args.precision, args.device)
+        runs = open_runs(args.run or [Path("runs/paper")], args.device)
+        figure, n, content = measure(args, runs)
+        publish(args, runs, n, figure, content)
+    except (hjepa.Refusal, ValueError) as e:
+        print(f"{parser.prog}: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        print(f"{parser.prog}: {e.filename or 'writing'}: {e.strerror or e}: mend that, or choose "
+              "another --run or --out", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: stopped, nothing is half-written", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,177 @@
+"""Writes figures/report.md, the technical report, from the JSON files beside this script.
+
+    python figures/report.py [--figures figures]
+
+Text stands here, numbers only in the JSON files, each written by the command named in it. A study that has
+not been run is named as missing, with the command that runs it.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def table(head, rows):
+    """Column names, rows of strings -> a Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def percent(x, ci=None):
+    """0.954, [0.92, 0.98] -> '95.4 % (92.0 to 98.0)'."""
+    return f"{100 * x:.1f} %" + (f" ({100 * ci[0]:.1f} to {100 * ci[1]:.1f})" if ci else "")
+
+
+def number(x, ci=None, digits=3):
+    """0.954, [0.92, 0.98] -> '0.954 (0.920 to 0.980)'."""
+    return f"{x:.{digits}f}" + (f" ({ci[0]:.{digits}f} to {ci[1]:.{digits}f})" if ci else "")
+
+
+def source(content):
+    """The line under each table: where its numbers come from."""
+    seeds = ", ".join(str(s) for s in content["seeds"])
+    return (f"\n*`{content['command']}`; n = {content['n']}, training seed {seeds}, {content['epochs']} epochs of "
+            f"{content['sequences']:,} sequences; measured on {content['device']}, torch {content['torch']}.*\n")
+
+
+def system(curves):
+    c = curves["config"]
+    return f"""## 1. The system
+
+H-JEPA (Patil, *Micro-World Models*, Zenodo 2026, doi 10.5281/zenodo.20403374) predicts in representation space, at two
+time scales, and plans there. Only the paper's abstract is public; what it does not fix is our choice, marked in
+`python hjepa.py config`.
+
+**World.** {len(c['masses'])} discs of mass {', '.join(f'{m:g}' for m in c['masses'])} in the box [-1, 1]², area proportional to mass,
+elastic hits, reflecting walls. A force of at most {c['force_limit']:g} per body and axis is held for {c['hold']} frames of
+{c['frame']:g} s. Position and velocity of each body are observed.
+
+**Clips.** A clip is {c['hold']} frames, a macro-event {c['steps']} clips, {c['steps'] * c['hold']} frames. The model sees one clip and predicts those
+that follow, given the forces.
+
+**Encoders.** Context and target encoder, each a one-dimensional Vision Transformer over the frames of a clip (width
+{c['width']}, {c['heads']} heads): the shallow tap after block {c['tap']}, the deep tap after block {c['depth']}, {c['latent']} dimensions each.
+{'One encoder serves both roles.' if c['shared'] else 'Both are trained; no moving average, no stopped gradient.'}
+
+**Predictors.** The short one predicts the next clip's shallow embedding and is trained rolled out on its own
+predictions; the macro one predicts the deep embedding {c['steps'] * c['hold']} frames ahead in one jump. Both are residual networks
+whose blocks are shifted, scaled and gated by the forces (widths {c['short_width']} and {c['macro_width']}). Two small maps, bridge and
+lift, lead from target embeddings to the context's deep embedding. {curves['parameters'] / 1e6:.2f} M parameters in all.
+
+**Objective.** With z the four sets of embeddings (context and target, shallow and deep):
+
+    composite = {c['pred_weight']:g} [ mean_k MSE(P1^k, t1_k) + MSE(P2, t2) ] + {c['std_weight']:g} sum std(z) + {c['cov_weight']:g} sum cov(z)
+    total     = composite + {c['map_weight']:g} [ MSE(bridge(t2), z2) + MSE(lift(t1), z2) ]
+
+    std(z) = 1/D sum_j max(0, 1 - sqrt(Var(z_j) + 1e-4))          VICReg eq. 1-2
+    cov(z) = 1/D sum_(i != j) Cov(z)_ij^2                         VICReg eq. 3-4
+
+**Planner.** The weights are frozen. The cross-entropy method ({c['samples']} samples, {c['iterations']} iterations, {c['elites']} elites) searches the
+forces whose predicted embedding is nearest to the target encoder's embedding of a goal clip; no reward, no decoder.
+"""
+
+
+def training(curves):
+    rows, marks = curves["rows"], []
+    for epoch in sorted({1, 2, 5, 10, 30, 100, 200, 300, rows[-1]["epoch"]}):
+        marks += [row for row in rows if row["epoch"] == epoch]
+    names = ("composite", "pred1", "pred2", "bridge", "lift", "std_min", "rank")
+    shown = [[row["epoch"]] + [f"{row[k]:.3f}" if k in row else "" for k in names]
+             + [percent(row[k]) if k in row else "" for k in ("closed", "macro")] for row in marks]
+    return f"""## 2. Training behaviour
+
+![loss curves](curves.png)
+
+The composite falls from {rows[0]['first_step']:.1f} at the first step to {rows[-1]['composite']:.1f} over epoch {rows[-1]['epoch']} (the paper: about
+{curves['paper'][0]} to about {curves['paper'][1]}). {curves['minutes']:.1f} minutes on {curves['trained_on']}, {curves['precision']} matrix products, validation
+plans included. closed and macro: share of validation goals reached (mean body within 0.1), replanned every clip with the
+short predictor, and in one open-loop jump with the macro predictor.
+
+{table(['epoch', *names, 'closed', 'macro'], shown)}
+{source(curves)}"""
+
+
+def diagnostics(diagnose):
+    rows = [[r["set"], number(r["std_min"]), number(r["std_mean"]), number(r["std_max"]), number(r["correlation"]),
+             f"{r['rank']:.0f} of {r['dimensions']}"] for r in diagnose["rows"]]
+    return f"""## 3. Diagnostic protocol: did it collapse?
+
+On test worlds, per tap and branch: standard deviation of each dimension, mean absolute off-diagonal correlation, spectrum
+of the covariance, and effective rank (RankMe). A collapsed representation has deviations at 0 or a rank of a few.
+
+![variance and covariance](diagnose.png)
+
+{table(['set', 'smallest deviation', 'mean', 'largest', 'mean abs. correlation', 'effective rank'], rows)}
+{source(diagnose)}"""
+
+
+def probes(probe):
+    targets = list(dict.fromkeys(r["target"] for r in probe["rows"]))
+    sources = list(dict.fromkeys(r["source"] for r in probe["rows"]))
+    r2 = {(r["source"], r["target"]): r["r2"] for r in probe["rows"]}
+    return f"""## 4. Linear probes
+
+Ridge regression on the frozen embedding of one clip: fitted on training worlds, strength chosen on validation worlds, R2 on
+test worlds. Position and velocity are in the observation, so decoding them is a sanity check. Energy and pair distance are
+not linear in the raw clip: what the encoder adds shows there.
+
+![probes](probe.png)
+
+{table(['from', *targets], [[s, *(number(r2[s, t], digits=4) for t in targets)] for s in sources])}
+{source(probe)}"""
+
+
+def plans(plan):
+    rows = [[r["planner"], percent(r["mean_body"], r["mean_body_ci"]), percent(r["success"], r["success_ci"]),
+             percent(r["strict"]), number(r["error"])] for r in plan["rows"]]
+    return f"""## 5. Planning
+
+{plan['n']} goals in test worlds, {plan['frames']} frames ahead: what the same world shows under hidden random forces. Left out are goals
+that zero force nearly reaches. The state at the goal's last frame counts. CEM {plan['samples']} x {plan['iterations']}, {plan['elites']} elites, the same for
+each planner, {plan['precision']}. {sum(plan['contact'])} of the goals have a body-body hit on the hidden way. Intervals: bootstrap over goals.
+
+![plans](plan.png)
+
+{table(['planner', 'mean body within 0.1', 'worst body within 0.1', 'worst within 0.05', 'mean error'], rows)}
+{source(plan)}"""
+
+
+SECTIONS = {"curves": (system, training), "diagnose": (diagnostics,), "probe": (probes,), "plan": (plans,)}
+LIMITS = """## Limits
+
+One world, three bodies, full state in the observation: what is shown here is a mechanism, not a method for pictures or
+robots. Goals are clips of the same world and so always reachable. Only the abstract of the paper is public, so nothing
+here can be compared with its figures beyond the composite's start and end.
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--figures", type=Path, default=HERE, help="folder of the JSON files and of the report")
+    folder = parser.parse_args().figures
+    parts = ["# H-JEPA on a three-body micro-world: technical report\n\nGenerated by `python figures/report.py`; each "
+             "number comes from a JSON file of this folder.\n"]
+    missing = []
+    for name, sections in SECTIONS.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            content = json.loads(path.read_text())
+            parts += [section(content) for section in sections]
+        else:
+            missing.append(name)
+    if missing:
+        parts.append("## Not run yet\n\n" + "\n".join(
+            f"- `python hjepa.py {name}`" for name in missing) + "\n")
+    try:
+        (folder / "report.md").write_text("\n".join([*parts, LIMITS]))
+    except OSError as e:
+        print(f"report: {e.filename}: {e.strerror}: choose another --figures", file=sys.stderr)
+        return 2
+    print(f"wrote {folder / 'report.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

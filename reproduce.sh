@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# From a fresh clone to figures:   ./reproduce.sh          the paper's 300 epochs (hours on a CPU)
+#                                  ./reproduce.sh quick    10 epochs on the same 49,000 sequences (minutes)
+#                                  ./reproduce.sh test     install what the tests need and run them
+# Makes .venv, installs requirements.txt, trains in runs/, writes figures/ and figures/report.md. Finished
+# steps are skipped, an interrupted training goes on from its last epoch: just call it again.
+# PYTHON=python3.12 ./reproduce.sh   uses another interpreter (3.11 to 3.13).
+set -euo pipefail
+cd "$(dirname "$0")"
+mode=${1:-paper}
+case "$mode" in
+    paper|quick|smoke|test) ;;
+    *) echo "reproduce.sh: unknown argument $mode: use quick, test, or none for the full run" >&2; exit 2 ;;
+esac
+
+say() { printf '== %s\n' "$*"; }
+
+install() {                                     # $1: a requirements file; skipped while it is unchanged
+    local stamp
+    stamp=".venv/installed-$(echo "$1" | tr / -)"
+    cmp -s "$1" "$stamp" && return
+    say "installing $1"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
+    cp "$1" "$stamp"
+}
+
+if [ ! -x .venv/bin/python ]; then
+    say "making .venv"
+    "${PYTHON:-python3}" -m venv .venv || { echo "reproduce.sh: no virtual environment could be made:" \
+        "install Python 3.11 to 3.13 with its venv module, or name one with PYTHON=..." >&2; exit 2; }
+fi
+install requirements.txt
+py=.venv/bin/python
+
+if [ "$mode" = test ]; then
+    install tests/requirements.txt
+    say "running the tests"
+    exec $py -m pytest tests -q
+fi
+
+run=runs/$mode
+say "training preset $mode in $run"
+$py hjepa.py train --preset "$mode" --run "$run"
+
+figure() {                                      # $1: name, rest: command; skipped if made from this very run
+    local json=figures/$1.json name=$1
+    shift
+    if [ "$json" -nt "$run/last.pt" ] && grep -q -e "--run $run\"" -e "--run $run " "$json"; then
+        say "$json is up to date"
+    else
+        say "$name: $*"
+        "$@"
+    fi
+}
+for name in curves diagnose probe plan; do
+    figure $name $py hjepa.py $name --run "$run"
+done
+for name in representation dynamics surprise planning; do
+    if [ -f figures/$name.py ]; then
+        figure $name $py figures/$name.py --run "$run"
+    fi
+done
+say "report"
+$py figures/report.py
+say "done: figures/ and figures/report.md"

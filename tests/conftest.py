@@ -1,0 +1,30 @@
+"""What all tests share: the path to hjepa.py, one thread, and one trained smoke run."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+# Child processes inherit these. One thread: on tensors this small a second one only waits.
+os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+# Examples come from a fixed seed: a test passes or fails, it does not flicker.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None,
+                                     max_examples=25)
+hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """A run directory of the smoke preset, trained once, as a user would. Read it, never write."""
+    run = tmp_path_factory.mktemp("smoke") / "run"
+    command = [sys.executable, "hjepa.py", "train", "--preset", "smoke", "--run", str(run)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return run
