@@ -117,7 +117,7 @@ class Config:
 
     samples: int = opt(200, "design", "CEM: plans per iteration", 3, 10**6)
     iterations: int = opt(6, "design", "CEM: iterations", 1, 10**4)
-    elites: int = opt(20, "design", "CEM: best plans, the next Gaussian fits them", 2, 10**6)
+    elites: int = opt(10, "tuned", "CEM: best plans, the next Gaussian fits them", 2, 10**6)
     spread: float = opt(0.6, "design", "CEM: first deviation, in force limits", 1e-6, 10.0)
     tasks: int = opt(200, "design", "test goals that `plan` tries", 1, 10**5)
 
@@ -520,7 +520,7 @@ def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=
 # landscape full of hits.
 
 @torch.no_grad()
-def cem(cost, mean, std, gens, *, samples=200, iterations=6, elites=20, low=-2.0, high=2.0,
+def cem(cost, mean, std, gens, *, samples=200, iterations=6, elites=10, low=-2.0, high=2.0,
         floor=0.02):
     """cost: plans (B, S, K, A) -> (B, S); start mean, std (B, K, A) -> best plan, its cost (B,).
 

@@ -29,7 +29,6 @@ import hjepa                                                              # noqa
 DRAWS = 10_000                                  # resamples behind every interval
 Run = namedtuple("Run", "model config epochs")  # eval mode, on args.device; epochs trained so far
 
-
 def make_parser(name, doc, **numbers):
     """A parser with the flags every script has. numbers: flag=(default, meaning), whole and > 0."""
     parser = hjepa.Parser(prog=f"figures/{name}.py", allow_abbrev=False, description=doc,
@@ -47,15 +46,15 @@ def make_parser(name, doc, **numbers):
     parser.set_defaults(numbers=tuple(numbers))
     return parser
 
-
 def open_runs(paths, device):
-    """Paths -> [Run]. Refusal unless the runs differ in nothing but their seeds."""
+    """Paths -> [Run]. Refusal unless the runs differ in their seeds and in nothing else."""
     runs = []
     for path in paths:
         model, config = hjepa.load(path, device)
         runs.append(Run(model, config, hjepa.read_checkpoint(path)["epoch"]))
     free = ("seed", "device", "precision", "tasks")
-    first, *others = (dataclasses.asdict(run.config) for run in runs)
+    first, *others = ({**dataclasses.asdict(run.config), "epochs trained": run.epochs}
+                      for run in runs)
     for path, other in zip(paths[1:], others):
         differ = [k for k in first if first[k] != other[k] and k not in free]
         if differ:
@@ -64,7 +63,6 @@ def open_runs(paths, device):
     if len({run.config.seed for run in runs}) < len(runs):
         raise hjepa.Refusal("two runs have the same seed: give each --run once")
     return runs
-
 
 def resampled_means(outcomes):
     """Outcomes (seeds, tasks) or (tasks,) -> (DRAWS,) means, each over resampled seeds and tasks.
@@ -83,16 +81,13 @@ def resampled_means(outcomes):
             mean[part] = row[pick].mean(1)
     return np.take_along_axis(means, rng.integers(0, seeds, (seeds, DRAWS)), 0).mean(0)
 
-
 def percentiles(draws):
     """Draws (DRAWS,) -> [low, high], the middle 95 %."""
     return np.percentile(draws, [2.5, 97.5]).tolist()
 
-
 def interval(outcomes):
     """Outcomes (seeds, tasks) or (tasks,), numbers or bools -> [low, high]: 95 %, of their mean."""
     return percentiles(resampled_means(outcomes))
-
 
 def paired_interval(a, b):
     """Mean of A minus B on the same seeds and tasks -> difference, [low, high]. Shapes broadcast:
@@ -100,17 +95,14 @@ def paired_interval(a, b):
     gap = np.subtract(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
     return gap.mean().item(), interval(gap)
 
-
 def head(args, runs, n):
     """What every JSON begins with: what was run, where, on which seeds, how much, after what."""
     over = "seeds, then tasks" if len(runs) > 1 else "tasks only: there is one training seed"
     return {"command": f"python figures/{args.name}.py " + " ".join(args.argv),
             "device": hjepa.device_name(args.device), "precision": args.precision,
             "torch": torch.__version__, "seeds": [run.config.seed for run in runs], "n": n,
-            "epochs": [run.epochs for run in runs],
-            "sequences": [run.config.sequences for run in runs],
+            "epochs": runs[0].epochs, "sequences": runs[0].config.sequences,
             "intervals": f"95 %, {DRAWS:,} bootstrap resamples over {over}"}
-
 
 def publish(args, runs, n, figure, content):
     """Writes NAME.png and NAME.json, whole or not at all."""
@@ -118,7 +110,6 @@ def publish(args, runs, n, figure, content):
         figure.savefig(part, format="png")
     hjepa.write_json(args.out / f"{args.name}.json", {**head(args, runs, n), **content})
     print(f"wrote {args.out / args.name}.png and .json")
-
 
 def main(parser, measure, argv=None):
     """Parse, load the runs, measure(args, runs) -> figure, n, content; publish. -> exit code:

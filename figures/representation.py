@@ -87,14 +87,12 @@ def probe_data(run, fresh, world, n, seed, args):
              "shuffled labels": (z["z1"], {**now, **future})}
     return {source: (x.float(), targets) for source, (x, targets) in table.items()}
 
-
 def r2_draws(guess, true, weight):
     """guess, true (N, Q); weight (draws, N): the share of a draw that is sample n -> (draws,) R2s,
     each the mean over columns."""
     miss, true = (guess - true).numpy() ** 2, (true - true.mean(0)).double().numpy()
     variance = weight @ true ** 2 - (weight @ true) ** 2
     return (1 - weight @ miss / variance).mean(1)
-
 
 def probe_run(run, args, world, weight):
     """-> dict (source, target) -> R2, R2 of the worst column, R2s over resampled test worlds."""
@@ -113,7 +111,6 @@ def probe_run(run, args, world, weight):
                                  r2_draws(guess, parts[2][1], weight))
     return found
 
-
 def probe_rows(args, runs, world):
     """-> rows: source, target, R2 over runs, its interval, R2 of the worst column, of each run.
     As in common.resampled_means, all runs are resampled on the same test worlds."""
@@ -129,7 +126,6 @@ def probe_rows(args, runs, world):
                      "r2_ci": common.percentiles(draws), "r2_worst_column": min(worst),
                      "r2_runs": list(r2)})
     return rows
-
 
 def draw(rows, sets):
     """The table of R2, and the gauges dimension by dimension."""
@@ -160,7 +156,6 @@ def draw(rows, sets):
         ax.legend(fontsize=8)
     axes[1, 0].set(yscale="log", ylim=(1e-4, None))
     return figure
-
 
 def measure(args, runs):
     world, sets = hjepa.build_world(runs[0].config), []

@@ -161,12 +161,13 @@ def test_a_row_is_the_row_of_the_plan_command(small):
 
 
 def test_decoder_is_the_ridge_probe(small):
+    """Fitted to embeddings, strength chosen on predictions, never on test worlds."""
     run, world, _ = small
     decode, data = planning.fit_decoder(run, world, "cpu", n=300), []
-    for seed, n in ((run.config.seed, 1200), (run.config.validation_seed, 300)):
+    for seed, n, name in ((run.config.seed, 1200, "t1"), (run.config.validation_seed, 300, "p1")):
         states, forces, _ = hjepa.sequences(world, run.config, n, seed, "decoder", "cpu")
-        data.append((hjepa.latents(run.model, world.observe(states), forces)["t1"],
-                     states[:, -1, -1, :, :2].flatten(1)))
+        z = hjepa.latents(run.model, world.observe(states), forces)[name]
+        data.append((z, states[:, -1, -1, :, :2].flatten(1)))
     _, guess = hjepa.ridge(*data, data[1])
     assert torch.allclose(decode(data[1][0]), guess.float(), atol=1e-4)
 

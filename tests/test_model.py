@@ -82,7 +82,7 @@ def test_shifted_forces_or_clips_are_noticed():
 
 @pytest.mark.parametrize("k", range(6))
 def test_prediction_k_is_compared_with_clip_k(k):
-    """Clip k off by 3: only the k-th of the five errors sees it, and only clip 5 is macro's goal."""
+    """Clip k off by 3: only the k-th of five errors sees it, and only clip 5 is macro's goal."""
     obs, forces = counting_world()
     obs[:, k] += 3
     terms = objective(counting_model(), obs, forces)[1]
@@ -96,7 +96,7 @@ def test_prediction_k_is_compared_with_clip_k(k):
 
 @pytest.mark.parametrize("k", range(5))
 def test_force_k_enters_prediction_k_plus_1(k):
-    """Force k off by 1: predictions up to clip k stay exact, clip k + 1 is off by 1, then doubled."""
+    """Force k off by 1: predictions up to clip k stay exact, k + 1 is off by 1, then doubled."""
     obs, forces = counting_world()
     forces[:, k] += 1
     model = counting_model()

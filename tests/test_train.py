@@ -178,7 +178,8 @@ def test_generators_depend_on_all_their_arguments_and_nothing_else():
     assert draw(*keys[0]) == draw(0, "a")
 
 
-@pytest.mark.parametrize("total, warmup", [(1000, 100), (1000, 0), (1000, 500), (20, 10**9), (1, 5)])
+@pytest.mark.parametrize("total, warmup", [(1000, 100), (1000, 0), (1000, 500), (20, 10**9),
+                                           (1, 5)])
 def test_learning_rate_warms_up_then_falls_to_zero_as_a_cosine(total, warmup):
     rates = [hjepa.learning_rate(step, total, 0.5, warmup) for step in range(total)]
     top = min(warmup, total // 5)
