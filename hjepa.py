@@ -210,8 +210,9 @@ class World:
         hits (bool) marks the frames in which two bodies met.
         """
         limit = (1 - state.new_tensor(self.radii))[:, None, None]
-        x = state[..., :2].permute(1, 2, 0).contiguous()                  # (bodies, 2, N): worlds
-        v = state[..., 2:].permute(1, 2, 0).contiguous()                  # are neighbours in memory
+        own = dict(memory_format=torch.contiguous_format)                 # a copy, with worlds as
+        x = state[..., :2].permute(1, 2, 0).clone(**own)                  # neighbours in memory:
+        v = state[..., 2:].permute(1, 2, 0).clone(**own)                  # (bodies, 2, N)
         acceleration = forces.permute(1, 2, 3, 0) / state.new_tensor(self.masses)[:, None, None]
         dt = self.frame / self.substeps
         states, hits = [], []

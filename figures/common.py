@@ -86,7 +86,11 @@ def percentiles(draws):
     return np.percentile(draws, [2.5, 97.5]).tolist()
 
 def interval(outcomes):
-    """Outcomes (seeds, tasks) or (tasks,), numbers or bools -> [low, high]: 95 %, of their mean."""
+    """Outcomes (seeds, tasks) or (tasks,), numbers or bools -> [low, high]: 95 %, of their mean.
+
+    Outcomes that are all alike cannot be resampled into others: 200 goals reached of 200 give
+    [1, 1], which says "nothing else was seen", not "certain" (by the rule of three: above 0.985).
+    """
     return percentiles(resampled_means(outcomes))
 
 def paired_interval(a, b):
@@ -95,14 +99,18 @@ def paired_interval(a, b):
     gap = np.subtract(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
     return gap.mean().item(), interval(gap)
 
+def interval_note(runs, draws=DRAWS):
+    """How the intervals were made, in words, for the JSON."""
+    over = "seeds, then tasks" if len(runs) > 1 else "tasks only: there is one training seed"
+    return f"95 %, {draws:,} bootstrap resamples over {over}"
+
 def head(args, runs, n):
     """What every JSON begins with: what was run, where, on which seeds, how much, after what."""
-    over = "seeds, then tasks" if len(runs) > 1 else "tasks only: there is one training seed"
     return {"command": f"python figures/{args.name}.py " + " ".join(args.argv),
             "device": hjepa.device_name(args.device), "precision": args.precision,
             "torch": torch.__version__, "seeds": [run.config.seed for run in runs], "n": n,
             "epochs": runs[0].epochs, "sequences": runs[0].config.sequences,
-            "intervals": f"95 %, {DRAWS:,} bootstrap resamples over {over}"}
+            "intervals": interval_note(runs)}
 
 def publish(args, runs, n, figure, content):
     """Writes NAME.png and NAME.json, whole or not at all."""

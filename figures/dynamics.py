@@ -39,13 +39,11 @@ import torch
 
 CONTACTS = {"all": (0, 10**9), "0": (0, 0), "1": (1, 1), "2+": (2, 10**9)}  # at least, at most
 
-
 class Ghosts(hjepa.World):
     """The same box and the same forces, but bodies fly through each other."""
 
     def _collide(self, x, v, dt, hit):
         pass
-
 
 @torch.no_grad()
 def look(run, world, states, args, chunk=1024):
@@ -60,7 +58,6 @@ def look(run, world, states, args, chunk=1024):
         parts.append((z1, z2, torch.stack(t1, 1), torch.stack((t2[0], t2[-1]), 1)))
     return {k: torch.cat(z).float().cpu() for k, z in zip(("z1", "z2", "t1", "t2"), zip(*parts))}
 
-
 @torch.no_grad()
 def imagine(run, z, forces, args, chunk=4096):
     """What `look` gave, forces (N, K, A) -> predictions p1 (N, K, D), p2 (N, D), on the CPU."""
@@ -70,14 +67,12 @@ def imagine(run, z, forces, args, chunk=4096):
             parts.append((run.model.rollout(z1, f), run.model.jump(z2, f)))
     return [torch.cat(p).float().cpu() for p in zip(*parts)]
 
-
 def linear(train, validation):
     """Two pairs x (N, P), y (N, Q) -> function (..., P) -> (..., Q), the read-out of hjepa.ridge:
     an affine map is known by its values at 0 and at the unit vectors."""
     basis = torch.cat([torch.zeros(1, train[0].shape[1]), torch.eye(train[0].shape[1])])
     _, values = hjepa.ridge(train, validation, (basis, torch.zeros(len(basis), train[1].shape[1])))
     return lambda z: (z.double() @ (values[1:] - values[0]) + values[0]).float()
-
 
 def fit_probes(run, world, args):
     """-> functions: place from t1, place from t2, place and velocity from z1."""
@@ -92,7 +87,6 @@ def fit_probes(run, world, args):
         pairs.append(((x1.flatten(0, 1), place[:, 1:].flatten(0, 1)), (x2, place[:, -1]),
                       (z["z1"], last[:, 0].flatten(1))))
     return [linear(*pair) for pair in zip(*pairs)]
-
 
 def horizon_errors(run, world, states, forces, z, probes, args):
     """-> dict (method, level, forces, clips ahead) -> latent error or None, position error (N,)."""
@@ -124,7 +118,6 @@ def horizon_errors(run, world, states, forces, z, probes, args):
     out["copy last", "macro", None, last] = share(t2[:, 0], t2[:, 1]), stay
     return out
 
-
 def push(run, world, start, z, probes, args):
     """The counterfactual. -> forces (N, pushed, 2), and a dict (level, frames) -> decoded change,
     true change (N, pushed, bodies, 2), whether bodies met in either rollout (N, pushed)."""
@@ -146,7 +139,6 @@ def push(run, world, start, z, probes, args):
                                   met[:, 1:] | met[:, :1])
     return f, out
 
-
 def estimate(names, statistic, moments):
     """statistic(*means of moments) gives one figure per name; moments: (seeds, N) each.
     -> dict of the figures and their intervals; None where the worlds drawn do not give them."""
@@ -160,7 +152,6 @@ def estimate(names, statistic, moments):
         row[name + "_ci"] = common.percentiles(draws[np.isfinite(draws)]) if known else None
     return row
 
-
 def agreement(true, guess, count, enough):
     """Changes (seeds, N, ...), which of them to count, the smallest change whose sign counts ->
     Pearson, slope of guess over true, sign agreement. The numbers of a world go together."""
@@ -173,7 +164,6 @@ def agreement(true, guess, count, enough):
                judged & (true * guess > 0), judged)
     return estimate(("pearson", "slope", "sign_agreement"), statistic,
                     [(count * v).reshape(*true.shape[:2], -1).sum(-1) for v in numbers])
-
 
 def counterfactuals(pushes, masses, limit, frame):
     """pushes: what `push` gave for each run -> rows of counterfactuals, rows of masses."""
@@ -207,7 +197,6 @@ def counterfactuals(pushes, masses, limit, frame):
                        "n": [int((m[0] > 0).sum()) for m in moments[1::2]]})
     return rows, newton
 
-
 def horizon_rows(errors, met, hold):
     """errors: what horizon_errors gave for each run; met (N, K): contacts so far -> rows."""
     rows, stack = [], lambda key, i: np.stack([e[key][i].numpy() for e in errors])
@@ -228,7 +217,6 @@ def horizon_rows(errors, met, hold):
             rows.append(row)
     return rows
 
-
 def measure(args, runs):
     """-> figure, n, the three sections."""
     config, world, errors, pushes = runs[0].config, hjepa.build_world(runs[0].config), [], []
@@ -242,15 +230,15 @@ def measure(args, runs):
     rows = horizon_rows(errors, hits[:, 1:].sum(-1).cumsum(1).numpy(), config.hold)
     changes, newton = counterfactuals(pushes, config.masses, config.force_limit, config.frame)
     for row in (r for r in rows if r["contacts"] == "all" and r["frames"] == last):
-        print("{method:>17} {level!s:5} {forces!s:8} forces: position error {position_error:.4f} "
-              "at {frames} frames".format(**row))
+        told = row["forces"] and row["forces"] + " forces"
+        print(f"{row['method']:>17} {row['level'] or '':5} {told or '':15}: position error "
+              f"{row['position_error']:.4f} at {last} frames")
     for row in changes + newton:
         print(f"{row['level']}, {row['frames']:2} frames, body {row.get('body', 'accelerations')}: "
               + ", ".join(f"{k} {v:.3f}" for k, v in row.items() if v is not None and k in
                           ("pearson", "slope", "sign_agreement", "leakage")))
     figure = draw(rows, newton, pushes[0][1]["macro", last], config)
     return figure, args.n, {"rows": rows, "counterfactuals": changes, "masses": newton}
-
 
 def bars(ax, groups, ticks, name):
     """groups: label -> one row per tick. Bars with intervals; where there is no figure, none."""
@@ -261,7 +249,6 @@ def bars(ax, groups, ticks, name):
         ax.bar(at, value, 0.75 / len(groups), color=hjepa.COLOURS[i], label=label)
         ax.errorbar(at, value, [value - low, high - value], fmt="none", ecolor="0.3", lw=1)
     ax.set_xticks(range(len(ticks)), ticks)
-
 
 def draw(rows, newton, pushed, config):
     """-> figure: errors over the horizon, by contacts, by forces; counterfactuals; Newton's law."""
@@ -286,7 +273,7 @@ def draw(rows, newton, pushed, config):
     bars(acts, {f"{f} forces": [pick(m, forces=f, frames=t, contacts="all")[0] for m, t in cases]
                 for f in ("true", "shuffled", "zero")}, [f"{m}, {t} frames" for m, t in cases],
          "latent_error")
-    for b, mass in reversed(list(enumerate(config.masses))):
+    for b, mass in enumerate(config.masses):
         guess, true = (x[:600, b, b].numpy().ravel() for x in pushed[:2])
         cloud.plot(true, guess, ".", ms=3, color=hjepa.COLOURS[b % 6], label=f"mass {mass:g}")
     for row, colour in zip(newton, hjepa.COLOURS):
@@ -303,10 +290,10 @@ def draw(rows, newton, pushed, config):
     cloud.set(title=f"macro level: one body pushed for {last} frames", ylabel="decoded change",
               xlabel="true change of place")
     law.set(title="decoded acceleration per unit force", xlabel="1 / mass")
+    near.margins(y=0.4)                                                   # room for the legend
     for ax in (far, near, latent, acts, cloud, law):
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7, ncols=2 if ax is near else 1)
     return figure
-
 
 if __name__ == "__main__":
     sys.exit(common.main(common.make_parser("dynamics", __doc__, n=(4096, "test worlds")), measure))

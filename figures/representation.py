@@ -158,6 +158,8 @@ def draw(rows, sets):
     return figure
 
 def measure(args, runs):
+    if args.n < 50:
+        raise hjepa.Refusal(f"--n {args.n}: probes and gauges need at least 50 test worlds")
     world, sets = hjepa.build_world(runs[0].config), []
     for run in runs:
         states, _, _ = hjepa.sequences(world, run.config, args.n, run.config.test_seed, "worlds",
@@ -173,7 +175,8 @@ def measure(args, runs):
     for source in dict.fromkeys(row["source"] for row in rows):
         print(f"{source:>18}: " + ", ".join(f"{row['target']} {row['r2']:.3f}" for row in rows
                                             if row["source"] == source))
-    return draw(rows, sets), args.n, {"resamples_of_r2": RESAMPLES, "rows": rows, "gauges": sets}
+    return draw(rows, sets), args.n, {"intervals": common.interval_note(runs, RESAMPLES),
+                                      "rows": rows, "gauges": sets}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import hjepa                                                              # noqa
 import planning                                                           # noqa: E402
 import representation                                                     # noqa: E402
 
-HEAD = {"command", "device", "precision", "torch", "seeds", "n", "epochs", "sequences", "intervals"}
+HEAD = {"command", "device", "precision", "torch", "seeds", "n", "epochs", "sequences",
+        "intervals"}
 BUDGET = 40 * 3                                 # samples x iterations of the smoke preset
 
 
@@ -102,9 +103,11 @@ def test_r2_interval_holds_the_r2():
 
 
 @pytest.mark.parametrize("flags, word", [
-    (["--run", "nowhere"], "no checkpoint"), (["--tasks", "0"], "--tasks"), (["--task"], "--help")])
-def test_mistakes_get_one_line(flags, word):
-    done = script("planning", *flags)
+    (["--run", "nowhere"], "no checkpoint"), (["--tasks", "0"], "--tasks"), (["--task"], "--help"),
+    (["--tasks", "1"], "--tasks"), (["--frames", "7"], "--frames"), (["--n", "9"], "--n")])
+def test_mistakes_get_one_line(smoke, flags, word):
+    name = "representation" if "--n" in flags else "planning"
+    done = script(name, *([] if "--run" in flags else ["--run", smoke]), *flags)
     assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -133,7 +136,7 @@ def test_hidden_forces_reach_the_goal(small):
 
 @pytest.mark.parametrize("name", planning.NAMES[2:])
 def test_outcome_depends_on_the_task_alone(small, name):
-    """Not on the tasks tried before, nor, where tasks are searched side by side, on those beside."""
+    """Not on the tasks tried before, nor on those that are searched side by side with it."""
     run, world, tasks = small
     if name == "both levels":
         tasks = hjepa.make_tasks(world, 4, 7, hjepa.generator(run.config.test_seed, "tasks", 35))
@@ -218,7 +221,7 @@ def test_manifest_recomputes(reports):
 
 def test_representation_report(reports):
     report = reports["representation"]
-    assert HEAD < set(report) and report["n"] == 256
+    assert HEAD < set(report) and report["n"] == 256 and "1,000" in report["intervals"]
     r2 = {(row["source"], row["target"]): row for row in report["rows"]}
     for row in report["rows"]:
         low, high = row["r2_ci"]

@@ -68,8 +68,9 @@ def test_nan_counts_as_infinitely_bad():
     assert (plan - AIM)[:, 1].abs().max() < 0.3                           # and it still searches
 
 
-def test_all_nan_gives_the_start_and_says_so():
-    plan, value = search(lambda plans: torch.full(plans.shape[:2], math.nan),
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_plan_of_finite_cost_gives_the_start_and_says_so(bad):
+    plan, value = search(lambda plans: torch.full(plans.shape[:2], bad),
                          mean=torch.full((2, 2, 2), 0.3))
     assert plan.isfinite().all() and value.isinf().all()
 
@@ -157,11 +158,17 @@ def oracle(world, goal):
 
 def test_replanning_with_the_true_simulator_arrives(tasks):
     world, clip, goal = World(), tasks["clip"][:6], tasks["goal"][:6]
-    kept, asked = clip.clone(), []
+    kept, asked, tried = clip.clone(), [], []
 
     def make_cost(now, left):
+        cost = oracle(world, goal)(now, left)
         asked.append((left, now))
-        return oracle(world, goal)(now, left)
+        tried.append([])
+
+        def noted(plans):
+            tried[-1].append((plans, cost(plans)))
+            return tried[-1][-1][1]
+        return noted
     states, forces = replan(world, clip, 5, make_cost, gens(*range(6)), samples=100, elites=10)
     assert states.shape == (6, 25, 3, 4) and forces.shape == (6, 5, 6)
     assert torch.equal(clip, kept) and forces.abs().max() <= world.force_limit
@@ -170,10 +177,14 @@ def test_replanning_with_the_true_simulator_arrives(tasks):
     # What it reports is what happened: these forces lead through these states ...
     again, _ = world.rollout(clip[:, -1], forces.unflatten(-1, (3, 2)))
     torch.testing.assert_close(again, states, atol=1e-4, rtol=0)
-    # ... and each plan began at the clip just seen.
+    # ... each plan began at the clip just seen, and the search at what was left of the last one.
     assert [left for left, _ in asked] == [5, 4, 3, 2, 1] and torch.equal(asked[0][1], clip)
     for k in range(1, 5):
         assert torch.equal(asked[k][1], states[:, 5 * (k - 1):5 * k])
+        plans, costs = (torch.cat(x, 1) for x in zip(*tried[k - 1]))
+        best = plans[torch.arange(6), costs.argmin(1)]
+        assert torch.equal(forces[:, k - 1], best[:, 0])
+        assert torch.equal(tried[k][0][0][:, 0], best[:, 1:])
 
 
 def test_costs_look_at_the_right_embeddings():

@@ -78,6 +78,17 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(tmp_path):
     assert not same(a["model"], c["model"])
 
 
+def test_every_epoch_has_its_own_order(tmp_path, monkeypatch):
+    real, seen = hjepa.objective, []
+
+    def objective(model, obs, *rest):
+        seen.append(obs[0].abs().sum().item())
+        return real(model, obs, *rest)
+    monkeypatch.setattr(hjepa, "objective", objective)
+    hjepa.train(change(epochs=2), tmp_path)
+    assert len(seen) == len(set(seen)) == 8                               # 2 epochs of 4 steps
+
+
 def test_measuring_does_not_change_training(tmp_path):
     runs = [change(epochs=2), change(epochs=2, measure_every=1),
             change(epochs=2, measure_every=1, measure_tasks=3, samples=12)]
@@ -149,7 +160,7 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, term, 
     assert same(saved(tmp_path / "a")["model"], saved(tmp_path / "b")["model"])
 
 
-def test_a_failing_write_keeps_the_old_file(tmp_path):
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "deep" / "file.json"
     hjepa.write_json(path, {"a": 1})
     with pytest.raises(ValueError):
@@ -159,6 +170,9 @@ def test_a_failing_write_keeps_the_old_file(tmp_path):
         raise RuntimeError
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+    with open(path) as reader:               # a reader keeps the old file: it is replaced, whole
+        hjepa.write_json(path, {"a": 2})
+        assert json.load(reader) == {"a": 1}
 
 
 def test_one_writer_per_run(tmp_path):

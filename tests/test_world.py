@@ -64,8 +64,9 @@ def exact(state, masses, radii, frame, frames):
     return np.stack(out)
 
 
-def test_start_places_are_free():
+def test_start_places_are_free_and_area_goes_with_mass():
     world = World()
+    assert world.radii == pytest.approx((0.08, 0.08 * math.sqrt(2), 0.16))
     state = world.reset(2000, gen())
     radii = torch.tensor(world.radii)
     assert (state[..., :2].abs() <= 1 - radii[:, None] + 1e-6).all()
@@ -113,6 +114,14 @@ def test_one_hit_is_the_textbook_hit(m1, m2, offset, angle, speed):
                                atol=1e-6 * speed * (m1 + m2), rtol=0)
     torch.testing.assert_close(energy(states[:, when], (m1, m2)), energy(start, (m1, m2)),
                                atol=0, rtol=2e-6)
+
+
+def test_bodies_that_overlap_but_part_are_left_alone():
+    """A wall can push a body back into another. If they fly apart already, there is no hit."""
+    start = torch.tensor([[[0.05, 0.0, 0.4, 0.1], [-0.05, 0.0, -0.3, 0.0]]])
+    states, hits = World((1.0, 1.0)).rollout(start, torch.zeros(1, 20, 2, 2), hold=1)
+    assert not hits.any()
+    assert torch.equal(states[..., 2:], start[:, None, :, 2:].expand(-1, 20, -1, -1))
 
 
 def test_agrees_with_the_exact_solution():
