@@ -542,7 +542,8 @@ def cem(cost, mean, std, gens, *, samples=200, iterations=6, elites=10, low=-2.0
         plans = mean[:, None] + std[:, None] * noise.to(mean.device)      # (B, S, K, A)
         plans[:, 0] = mean
         plans = plans.clamp(low, high)
-        value, index = cost(plans).nan_to_num(nan=math.inf).topk(elites, largest=False)     # (B, E)
+        values = cost(plans).nan_to_num(math.inf, math.inf)               # (B, S)
+        value, index = values.topk(elites, largest=False)                 # (B, E)
         elite = plans.gather(1, index[:, :, None, None].expand(-1, -1, *mean.shape[1:]))
         better = value[:, 0] < best_cost                                  # topk puts the best first
         best_cost = torch.where(better, value[:, 0], best_cost)
@@ -575,8 +576,8 @@ def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):
 
     clip (B, T, bodies, 4) are the states seen so far; make_cost(clip, steps left) gives what `cem`
     searches (budget: its keywords), from the rest of the last plan on. The simulator only moves
-    on: it is never asked what would happen, nor whether the goal is reached.  needs: cem -> states
-    (B, steps hold, bodies, 4), forces (B, steps, A)
+    on: it is never asked what would happen, nor whether the goal is reached.
+    Returns states (B, steps hold, bodies, 4) and forces (B, steps, A).  needs: cem
     """
     mean = clip.new_zeros(len(clip), steps, 2 * clip.shape[2])
     limit, states, forces = world.force_limit, [], []
@@ -1243,6 +1244,8 @@ def main(argv=None):
                 train(config, run or Path("runs") / preset)
         else:
             args["device"] = pick_device(args["device"])
+            if args["n"] < 2:
+                raise Refusal(f"n is {args['n']}: at least 2 test sequences are needed")
             globals()[do](argparse.Namespace(run=run, argv=argv, **args))
     except (Refusal, ValueError) as e:
         print(f"hjepa: {e}", file=sys.stderr)
