@@ -142,7 +142,98 @@ each planner, {plan['precision']}. {sum(plan['contact'])} of the goals have a bo
 {source(plan)}"""
 
 
-SECTIONS = {"curves": (system, training), "diagnose": (diagnostics,), "probe": (probes,), "plan": (plans,)}
+def representation(content):
+    targets = list(dict.fromkeys(r["target"] for r in content["rows"]))
+    r2 = {(r["source"], r["target"]): number(r["r2"], r["r2_ci"]) for r in content["rows"]}
+    sources = list(dict.fromkeys(r["source"] for r in content["rows"]))
+    gauges = [[g["set"], number(g["std_min"]), f"{g['rank']:.0f} of {g['dimensions']}", percent(g["within_mean"]),
+               percent(g["within_min"])] for g in content["gauges"]]
+    return f"""## What is in the representation
+
+Within a world: the share of a dimension's variance that is found between clips of one sequence. A representation can pass
+VICReg by encoding what never changes; then this share would be near 0.
+
+![representation](representation.png)
+
+{table(['set', 'smallest deviation', 'effective rank', 'variance within a world, mean', 'smallest'], gauges)}
+
+R2 of linear probes on test worlds, with controls (raw clip, untrained encoder, shuffled labels):
+
+{table(['from', *targets], [[s, *(r2.get((s, t), '') for t in targets)] for s in sources])}
+{source(content)}"""
+
+
+def dynamics(content):
+    split = [r for r in content["rows"] if r["forces"] not in ("shuffled", "zero")]
+    last = max(r["frames"] for r in split)
+    methods = list(dict.fromkeys(r["method"] for r in split if r["frames"] == last))
+    contacts = list(dict.fromkeys(str(r["contacts"]) for r in split))
+    error = {(r["method"], str(r["contacts"])): number(r["position_error"], r["position_error_ci"])
+             for r in split if r["frames"] == last and "position_error" in r}
+    told = [[r["method"], r["forces"], number(r["position_error"], r["position_error_ci"])] for r in content["rows"]
+            if r["frames"] == last and str(r["contacts"]) == "all" and r["method"] in ("P1", "P2")]
+    pushed = [[r["level"], r["frames"], f"{r['mass']:g}", *(number(r[k], r[k + "_ci"]) for k in (
+        "pearson", "slope", "sign_agreement", "leakage"))] for r in content["counterfactuals"] if r["body"] != "others"]
+    return f"""## Does it predict, does it answer "what if"?
+
+Decoded position error after {last} frames, in box half-widths, by the number of body-body contacts on the way:
+
+![dynamics](dynamics.png)
+
+{table(['method', *contacts], [[m, *(error.get((m, c), '') for c in contacts)] for m in methods])}
+
+The same with true, shuffled and zero forces told to the model, all worlds:
+
+{table(['predictor', 'forces', 'position error'], told)}
+
+Counterfactuals: the same start, a force on one body against none. Decoded change of the pushed body against the
+simulator's; leakage is how far the other bodies seem to move before any contact, as a share of the pushed one's move.
+
+{table(['level', 'frames', 'mass', 'Pearson', 'slope', 'sign agreement', 'leakage'], pushed)}
+{source(content)}"""
+
+
+def surprise(content):
+    rules = list(dict.fromkeys(r["rule"] for r in content["rows"]))
+    levels = list(dict.fromkeys(r["level"] for r in content["rows"]))
+    share = {(r["rule"], r["level"]): percent(r["share"], r["share_ci"]) for r in content["rows"]}
+    return f"""## Does it know what cannot happen?
+
+Matched pairs with the same start and forces, one rule broken. Share of pairs in which the impossible film surprises more
+(chance: 50 %). Control: a lawful hit against lawful free flight. A share near 100 % there means that the model is
+surprised by any hit: it has not learnt to foresee them, and the rules that come with a hit must be read with that in mind.
+
+![surprise](surprise.png)
+
+{table(['rule', *levels], [[r, *(share.get((r, k), '') for k in levels)] for r in rules])}
+{source(content)}"""
+
+
+def planning(content):
+    parts = []
+    for frames in dict.fromkeys(r["frames"] for r in content["rows"]):
+        rows = [[r["planner"], percent(r["success"], r["success_ci"]), percent(r["strict"], r["strict_ci"]),
+                 percent(r["mean_body"], r["mean_body_ci"]), percent(r["contact"]["success"]),
+                 percent(r["no contact"]["success"]), number(r["skill"], r["skill_ci"], 2),
+                 f"{r['predictor_calls']:,.0f}", f"{r['seconds']:.2f}"]
+                for r in content["rows"] if r["frames"] == frames]
+        parts.append(f"### {frames} frames\n\n" + table(
+            ["planner", "worst body within 0.1", "within 0.05", "mean body within 0.1", "with contact", "without", "skill",
+             "predictor calls", "seconds"], rows))
+    return f"""## Does it reach goals, and because of the model?
+
+The protocol's rows. Success counts the worst body; "with contact" and "without" split it by whether the hidden way had a
+body-body hit. Skill is 1 - error / error of zero force. Predictor calls count samples; for simulator rows, simulated clips.
+
+![planning](planning.png)
+
+{chr(10).join(parts)}
+{source(content)}"""
+
+
+SECTIONS = {"curves": (system, training), "diagnose": (diagnostics,), "probe": (probes,), "plan": (plans,),
+            "representation": (representation,), "dynamics": (dynamics,), "surprise": (surprise,),
+            "planning": (planning,)}
 LIMITS = """## Limits
 
 One world, three bodies, full state in the observation: what is shown here is a mechanism, not a method for pictures or
@@ -191,7 +282,8 @@ def main():
             missing.append(name)
     if missing:
         parts.append("## Not run yet\n\n" + "\n".join(
-            f"- `python hjepa.py {name}`" for name in missing) + "\n")
+            f"- `python {'figures/' + name + '.py' if (HERE / f'{name}.py').exists() else 'hjepa.py ' + name}`"
+            for name in missing) + "\n")
     readme = HERE.parent / "README.md"
     try:
         (folder / "report.md").write_text("\n".join([*parts, LIMITS]))
