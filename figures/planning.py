@@ -215,8 +215,9 @@ def draw(rows, horizons, n):
         top.set(xlim=(-0.03, 1.03), title=f"{frames} frames: share of {n} goals reached")
         bottom.set(xlim=(-0.02, None), title=f"{frames} frames: final error, mean over bodies")
     figure.supxlabel("reached: every body within 0.1    dot and band: all goals, 95 % interval    "
-                     "x: contact on the hidden way, +: none    green: true simulator, blue: the "
-                     "model, purple: its positions, grey: controls", fontsize=9)
+                     "x: contact on the hidden way, +: none\n"
+                     "green: true simulator, blue: the model, purple: positions decoded from it, "
+                     "grey: controls", fontsize=8)
     return figure
 
 def make_manifest(config, tasks, frames, index):
