@@ -56,6 +56,7 @@ import json                                     # every number that is reported
 import math
 import os
 import platform                                 # the processor's name
+import re                                       # JSON that a reader of diffs can bear
 import sys
 import time                                     # minutes left
 from pathlib import Path
@@ -660,8 +661,10 @@ def write_json(path, content):
     """Atomic; floats are cut to 6 digits, for eye and git. ValueError for NaN and infinity."""
     text = json.dumps(content, allow_nan=False)
     short = json.loads(text, parse_float=lambda x: float(f"{float(x):.6g}"))
+    rows = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: "[" + " ".join(m[1].split()) + "]",
+                  json.dumps(short, indent=1))                            # numbers side by side
     with atomic(path) as part:
-        part.write_text(json.dumps(short, indent=1) + "\n")
+        part.write_text(rows + "\n")
 
 @contextlib.contextmanager
 def locked(run):
@@ -867,7 +870,10 @@ def latents(model, obs, forces, chunk=4096):
     return {name: torch.cat(z).cpu() for name, z in zip(names, zip(*parts))}
 
 def effective_rank(z):
-    """(N, D) -> exp(entropy of the normalised singular values of centred z), 1 to D: RankMe [6]."""
+    """(N, D) -> exp(entropy of the normalised singular values of centred z), 1 to D: RankMe [6].
+
+    Not to be called under autocast: a covariance in bf16 has a rank of its own.
+    """
     z = (z - z.mean(0)).cpu()
     s = torch.linalg.eigvalsh(z.T @ z).clamp_min(0).sqrt()
     p = s / s.sum().clamp_min(1e-12) + 1e-12

@@ -55,11 +55,12 @@ figure() {                                      # $1: name, rest: command; skipp
 for name in curves diagnose probe plan; do
     figure $name $py hjepa.py $name --run "$run"
 done
-for name in representation dynamics surprise planning; do
-    if [ -f figures/$name.py ]; then
-        figure $name $py figures/$name.py --run "$run"
-    fi
+for name in representation dynamics surprise; do
+    figure $name $py figures/$name.py --run "$run"
 done
+frames=25                                       # the long horizons take an hour: for the full run only
+[ "$mode" = paper ] && frames="25 50 75"
+figure planning $py figures/planning.py --run "$run" --precision auto --frames $frames
 say "report"
 $py figures/report.py
 say "done: figures/ and figures/report.md"

@@ -213,8 +213,9 @@ def planning(content):
     parts = []
     for frames in dict.fromkeys(r["frames"] for r in content["rows"]):
         rows = [[r["planner"], percent(r["success"], r["success_ci"]), percent(r["strict"], r["strict_ci"]),
-                 percent(r["mean_body"], r["mean_body_ci"]), percent(r["contact"]["success"]),
-                 percent(r["no contact"]["success"]), number(r["skill"], r["skill_ci"], 2),
+                 percent(r["mean_body"], r["mean_body_ci"]), *(
+                     percent(r[part]["success"]) if "success" in r[part] else "" for part in ("contact", "no contact")),
+                 number(r["skill"], r["skill_ci"], 2),
                  f"{r['predictor_calls']:,.0f}", f"{r['seconds']:.2f}"]
                 for r in content["rows"] if r["frames"] == frames]
         parts.append(f"### {frames} frames\n\n" + table(
