@@ -152,7 +152,7 @@ class Config:
 PRESETS = {
     "smoke": dict(sequences=1024, epochs=3, batch=128, width=32, short_width=64, macro_width=64,
                   samples=40, iterations=3, elites=8, tasks=8, measure_every=2, measure_tasks=4),
-    "quick": dict(epochs=12, lr=3e-3, measure_every=6),
+    "quick": dict(epochs=10, lr=3e-3, measure_every=5, measure_tasks=32),
     "paper": dict(),
 }
 

@@ -244,15 +244,15 @@ here can be compared with its figures beyond the composite's start and end.
 
 
 def find(content, path):
-    """JSON content, 'rows[planner=zero].error' or 'rows[-1].error' -> the value there."""
+    """JSON content, 'rows[planner=zero][frames=25].error' or 'rows[-1].error' -> the value there."""
     for step in re.findall(r"[^.\[]+|\[[^\]]*\]", path):
-        if not step.startswith("["):
-            content = content[step]
-        elif "=" in step:
+        if "=" in step and step.startswith("["):
             key, value = step[1:-1].split("=", 1)
-            content = next(row for row in content if str(row[key]) == value)
-        else:
+            content = [row for row in content if str(row[key]) == value]
+        elif step.startswith("["):
             content = content[int(step[1:-1])]
+        else:
+            content = (content[0] if isinstance(content, list) else content)[step]
     return content
 
 
