@@ -94,7 +94,7 @@ class Config:
     symmetries: bool = opt(True, "design", "train on random flips and axis swaps of the box")
 
     latent: int = opt(256, "paper", "dimensions of each embedding", 2, 8192)
-    width: int = opt(64, "tuned", "transformer width", 4, 8192)
+    width: int = opt(96, "tuned", "transformer width", 4, 8192)
     depth: int = opt(3, "tuned", "transformer blocks below the deep tap", 1, 64)
     tap: int = opt(1, "tuned", "transformer blocks below the shallow tap", 1, 64)
     heads: int = opt(4, "design", "attention heads", 1, 64)
@@ -152,7 +152,7 @@ class Config:
 PRESETS = {
     "smoke": dict(sequences=1024, epochs=3, batch=128, width=32, short_width=64, macro_width=64,
                   samples=40, iterations=3, elites=8, tasks=8, measure_every=2, measure_tasks=4),
-    "quick": dict(epochs=10, lr=3e-3, measure_every=5, measure_tasks=32),
+    "quick": dict(epochs=10, measure_every=5, measure_tasks=32),
     "paper": dict(),
 }
 
@@ -344,7 +344,7 @@ class Encoder(nn.Module):
     term.
     """
 
-    def __init__(self, features=12, frames=5, latent=256, width=64, depth=3, tap=1, heads=4,
+    def __init__(self, features=12, frames=5, latent=256, width=96, depth=3, tap=1, heads=4,
                  mlp_ratio=2):
         super().__init__()
         self.embed = nn.Linear(features, width)
@@ -419,7 +419,7 @@ class HJEPA(nn.Module):
     shared=True uses one encoder for both roles.  needs: Encoder, Block, Predictor
     """
 
-    def __init__(self, features=12, frames=5, actions=6, steps=5, latent=256, width=64, depth=3,
+    def __init__(self, features=12, frames=5, actions=6, steps=5, latent=256, width=96, depth=3,
                  tap=1, heads=4, mlp_ratio=2, short_width=384, macro_width=640, predictor_blocks=2,
                  shared=False):
         super().__init__()
