@@ -978,15 +978,17 @@ def watch(model, world, config, device, precision, plans, n=2048):
     """
     seed = config.validation_seed
     states, forces, _ = sequences(world, config, 3 * n, seed, "watch", device)
-    z, parts = latents(model, world.observe(states), forces), torch.arange(3 * n).split(n)
-    sets = [z[name][parts[2]] for name in ("z1", "t1", "z2", "t2")]
+    some = slice(0 if plans else 2 * n, None)                             # gauges need a third only
+    z = latents(model, world.observe(states[some]), forces[some])
+    sets = [z[name][-n:] for name in ("z1", "t1", "z2", "t2")]
     std = torch.cat([s.std(0) for s in sets])
     row = {"std_min": std.min().item(), "std_avg": std.mean().item(),
            "rank": min(effective_rank(s) for s in sets)}
     if plans:
         place = physics(states[:, -1, -1], config.masses)["position"]
         for name, source in (("decode1", "p1"), ("decode2", "p2")):
-            row[name] = ridge(*((z[source][p], place[p]) for p in parts))[0].mean().item()
+            parts = zip(z[source].split(n), place.split(n))
+            row[name] = ridge(*parts)[0].mean().item()
         tasks = make_tasks(world, config.measure_tasks, config.steps, generator(seed, "tasks"),
                            config.hold, config.start_speed)
         for name, planner in (("closed", "short replanned"), ("macro", "macro open loop")):
