@@ -317,7 +317,7 @@ def epoch_batches(obs, forces, batch, gen, symmetries=True):
 class Block(nn.Module):
     """(N, T, W) -> (N, T, W): a pre-norm transformer block.
 
-    Attention is written out: on 5 tokens the fused library call takes about three times as long.
+    Attention is written out: on a handful of tokens the fused library call costs more than it saves.
     """
 
     def __init__(self, width, heads, mlp_ratio=4):
