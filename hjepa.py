@@ -317,7 +317,7 @@ def epoch_batches(obs, forces, batch, gen, symmetries=True):
 class Block(nn.Module):
     """(N, T, W) -> (N, T, W): a pre-norm transformer block.
 
-    Attention is written out: on a handful of tokens the fused library call costs more than it saves.
+    Attention is written out: on a few tokens the fused library call costs more than it saves.
     """
 
     def __init__(self, width, heads, mlp_ratio=4):
@@ -485,11 +485,10 @@ def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=
 
     s runs over four sets: context and target, shallow and deep (c1, t1, c2, t2), t1 clip by clip.
     MSE is the mean over samples and dimensions. z2' is the context encoder's z2 of the last clip.
-    DEVIATION: [2] writes a sum over dimensions here; the authors' code, like this one, takes the
-    mean. DEVIATION: [1] has no maps (map_weight=0). They chain the levels, and their gradient
-    keeps the deep target from dropping what is hard to predict, which variance and covariance do
-    not notice. Only z2' is held fixed: the maps shall reach the context encoder, not pull it
-    towards themselves.
+    DEVIATION: [2] writes a sum over dimensions; its authors' code, like this one, takes the mean.
+    DEVIATION: [1] has no maps (map_weight=0). They chain the levels, and their gradient is meant to
+    keep the deep target from dropping what is hard to predict, which variance and covariance do not
+    notice. Only z2' is held fixed: the maps shall reach the context encoder, not pull it.
     """
     batch, clips = obs.shape[:2]
     z1, z2 = model.context(obs[:, 0])                                     # (B, D) each
