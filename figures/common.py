@@ -129,8 +129,9 @@ def main(parser, measure, argv=None):
             if getattr(args, flag) < 1:
                 raise hjepa.Refusal(f"--{flag} is {getattr(args, flag)}: give at least 1")
         args.argv, args.device = argv, hjepa.pick_device(args.device)
+        args.run = args.run or [Path("runs/paper")]
         args.precision = hjepa.pick_precision(args.precision, args.device)
-        runs = open_runs(args.run or [Path("runs/paper")], args.device)
+        runs = open_runs(args.run, args.device)
         figure, n, content = measure(args, runs)
         publish(args, runs, n, figure, content)
     except (hjepa.Refusal, ValueError) as e:
