@@ -61,6 +61,12 @@ done
 frames=25                                       # the long horizons take an hour: for the full run only
 [ "$mode" = paper ] && frames="25 50 75"
 figure planning $py figures/planning.py --run "$run" --precision auto --frames $frames
+if [ "$mode" = paper ]; then                    # ablations retrain the quick preset, nine times
+    say "training preset quick, the base of the ablations"
+    $py hjepa.py train --preset quick --run runs/quick
+    run=runs/quick
+    figure ablation $py figures/ablation.py --run "$run" --precision auto
+fi
 say "report"
 $py figures/report.py
 say "done: figures/ and figures/report.md"

@@ -232,9 +232,28 @@ body-body hit. Skill is 1 - error / error of zero force. Predictor calls count s
 {source(content)}"""
 
 
+def ablation(content):
+    def gain(row, key):
+        return f"{100 * row[key]:+.1f} ({100 * row[key + '_ci'][0]:+.1f} to {100 * row[key + '_ci'][1]:+.1f})"
+    rows = [[r["variant"], *(part for key in ("closed mean_body", "closed success", "macro mean_body")
+                             for part in ((percent(r[key]), gain(r, key + " gain")) if key in r else ("", ""))),
+             number(r["position r2"], digits=4), number(r["velocity r2"], digits=4), number(r["std_min"], digits=2),
+             f"{r['rank']:.0f}"] for r in content["rows"]]
+    return f"""## Which part carries it?
+
+The run trained again, with the same settings, seed and epochs, without each part; then {content['tasks']} test goals, {content['frames']} frames
+ahead. Behind each share, in points, the paired difference from the full model and its interval.
+
+![ablation](ablation.png)
+
+{table(['variant', 'closed loop, mean body', 'gain', 'closed loop, worst body', 'gain', 'macro jump, mean body', 'gain',
+        'position R2', 'velocity R2', 'smallest deviation', 'effective rank'], rows)}
+{source(content)}"""
+
+
 SECTIONS = {"curves": (system, training), "diagnose": (diagnostics,), "probe": (probes,), "plan": (plans,),
             "representation": (representation,), "dynamics": (dynamics,), "surprise": (surprise,),
-            "planning": (planning,)}
+            "planning": (planning,), "ablation": (ablation,)}
 LIMITS = """## Limits
 
 One world, three bodies, full state in the observation: what is shown here is a mechanism, not a method for pictures or
