@@ -395,6 +395,9 @@ class Predictor(nn.Module):
             self.mlp.append(nn.Sequential(nn.Linear(width, width), nn.GELU(),
                                           nn.Linear(width, width)))
         self.last = nn.LayerNorm(width)
+        with torch.no_grad():                   # begin near "nothing changes": a random guess, rolled
+            self.leave.weight.mul_(0.1)         # out five times, would teach the encoders noise first
+            self.leave.bias.mul_(0.1)
 
     def forward(self, z, forces):
         code, x = self.force(forces), self.enter(z)                       # (N, width/4), (N, width)
