@@ -110,11 +110,11 @@ class Config:
     map_weight: float = opt(5.0, "design", "of bridge and lift; 0: the paper's objective", 0.0, 1e6)
 
     epochs: int = opt(300, "paper", "passes over the sequences", 1, 10**6)
-    batch: int = opt(256, "design", "sequences per optimiser step", 2, 10**6)
+    batch: int = opt(192, "tuned", "sequences per optimiser step", 2, 10**6)
     lr: float = opt(1e-3, "design", "peak learning rate", 1e-9, 10.0)
     beta2: float = opt(0.95, "design", "AdamW's second decay", 0.0, 0.999999)
     weight_decay: float = opt(1e-4, "design", "on matrices only", 0.0, 10.0)
-    warmup: int = opt(500, "design", "steps of linear warm-up, at most 1/5 of the run", 0, 10**9)
+    warmup: int = opt(200, "design", "steps of linear warm-up, at most 1/5 of the run", 0, 10**9)
 
     samples: int = opt(200, "design", "CEM: plans per iteration", 3, 10**6)
     iterations: int = opt(6, "design", "CEM: iterations", 1, 10**4)
@@ -152,7 +152,7 @@ class Config:
 PRESETS = {
     "smoke": dict(sequences=1024, epochs=3, batch=128, width=32, short_width=64, macro_width=64,
                   samples=40, iterations=3, elites=8, tasks=8, measure_every=2, measure_tasks=4),
-    "quick": dict(epochs=10, measure_every=5, measure_tasks=32),
+    "quick": dict(epochs=9, measure_every=5, measure_tasks=32),
     "paper": dict(),
 }
 
