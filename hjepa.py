@@ -52,13 +52,16 @@ import contextlib                               # files that appear whole or not
 import dataclasses                              # the config
 import fcntl                                    # one run directory, one writer
 import hashlib                                  # (seed, purpose, index) -> generator
+import io                                       # a checkpoint, before it is a file
 import json                                     # every number that is reported
 import math
 import os
 import platform                                 # the processor's name
 import re                                       # JSON that a reader of diffs can bear
+import shlex                                    # a command that can be repeated
 import sys
 import time                                     # minutes left
+import zipfile                                  # checksums of checkpoints
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +94,7 @@ class Config:
     sequences: int = opt(49_000, "paper", "training sequences", 1, 10**7)
     hold: int = opt(5, "design", "frames in a clip; a force is held as long", 1, 100)
     steps: int = opt(5, "paper", "clips in a macro-event: 5 x 5 frames are the paper's 25", 1, 100)
-    symmetries: bool = opt(True, "design", "train on random flips and axis swaps of the box")
+    symmetries: bool = opt(True, "design", "train on random flips, axis swaps of the box", 0, 1)
 
     latent: int = opt(256, "paper", "dimensions of each embedding", 2, 8192)
     width: int = opt(96, "tuned", "transformer width", 4, 8192)
@@ -99,7 +102,7 @@ class Config:
     tap: int = opt(1, "tuned", "transformer blocks below the shallow tap", 1, 64)
     heads: int = opt(4, "design", "attention heads", 1, 64)
     mlp_ratio: int = opt(2, "tuned", "hidden width of a block, in widths", 1, 16)
-    shared: bool = opt(False, "paper", "one encoder for context and target instead of two")
+    shared: bool = opt(False, "paper", "one encoder for context and target instead of two", 0, 1)
     short_width: int = opt(384, "design", "width of the short predictor", 4, 8192)
     macro_width: int = opt(640, "tuned", "width of the macro predictor", 4, 8192)
     predictor_blocks: int = opt(2, "design", "residual blocks in each predictor", 1, 64)
@@ -129,18 +132,18 @@ class Config:
     test_seed: int = opt(2_000_000, "design", "of worlds to report on", 2_000_000, 2_999_999)
     device: str = opt("auto", "paper", "auto: cuda, else mps (the paper's), else cpu",
                       choices=("auto", "cuda", "mps", "cpu"))
-    precision: str = opt("auto", "design", "matrix products; auto: bf16 on cuda, cpu: measured",
+    precision: str = opt("auto", "design", "matrix products; auto: bf16 where that is fast",
                          choices=("auto", "fp32", "bf16"))
 
     def __post_init__(self):
-        object.__setattr__(self, "masses", tuple(float(m) for m in self.masses))
         for f in dataclasses.fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
+            kind = {float: (float, int), tuple: (float, int)}.get(f.type, f.type)
             for v in value if f.name == "masses" else [value]:
                 if f.metadata["choices"] and v not in f.metadata["choices"]:
                     raise ValueError(f"{f.name} is {v}: choose from {f.metadata['choices']}")
-                if low is not None and not low <= v <= high:              # also refuses NaN
-                    raise ValueError(f"{f.name} is {v}: allowed are {low:g} to {high:g}")
+                if not isinstance(v, kind) or low is not None and not low <= v <= high:  # nor NaN
+                    raise ValueError(f"{f.name} is {v!r}: allowed are {low} to {high}")
         for wrong, why in ((not self.masses, "masses is empty: give at least one body"),
                            (self.tap > self.depth, "tap is above depth: choose tap <= depth"),
                            (self.width % self.heads, "width must be a multiple of heads"),
@@ -148,6 +151,7 @@ class Config:
                            (self.batch > self.sequences, "batch is larger than sequences")):
             if wrong:
                 raise ValueError(why)
+        object.__setattr__(self, "masses", tuple(float(m) for m in self.masses))
 
 PRESETS = {
     "smoke": dict(sequences=1024, epochs=3, batch=128, width=32, short_width=64, macro_width=64,
@@ -208,8 +212,9 @@ class World:
         """(N, bodies, 4), (N, K, bodies, 2) -> states (N, K hold, bodies, 4), hits (N, K hold).
 
         Force k is held for `hold` frames; the first state returned is one frame after the start;
-        hits (bool) marks the frames in which two bodies met.
+        hits (bool) marks the frames in which two bodies met. What is not finite stays in its world.
         """
+        assert len(self.masses) == state.shape[1] == forces.shape[2], (state.shape, forces.shape)
         limit = (1 - state.new_tensor(self.radii))[:, None, None]
         own = dict(memory_format=torch.contiguous_format)                 # a copy, with worlds as
         x = state[..., :2].permute(1, 2, 0).clone(**own)                  # neighbours in memory:
@@ -620,19 +625,9 @@ def pick_device(name):
     return torch.device(best if name == "auto" else name)
 
 def pick_precision(name, device):
-    """'auto' -> bf16 on cuda, fp32 on mps, on a cpu what a short measurement says: bf16 products
-    are far faster on some processors, slower on others. A run keeps its first choice."""
-    if name != "auto" or device.type != "cpu":
-        return name if name != "auto" else "bf16" if device.type == "cuda" else "fp32"
-
-    def seconds(dtype):
-        x, w, times = torch.ones(4096, 128, dtype=dtype), torch.ones(512, 128, dtype=dtype), []
-        for _ in range(15):
-            start = time.perf_counter()
-            F.linear(x, w)
-            times.append(time.perf_counter() - start)
-        return sorted(times)[7]
-    return "bf16" if seconds(torch.float32) > 1.3 * seconds(torch.bfloat16) else "fp32"
+    """'auto' -> bf16 where the processor is made for it: a fact, not a timing, so bits repeat."""
+    fast = device.type == "cuda" or device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return name if name != "auto" else "bf16" if fast else "fp32"
 
 def autocast(device, precision):
     """The context in which matrix products run in `precision`."""
@@ -702,17 +697,30 @@ def read_checkpoint(run):
     """Run directory or file -> dict(format, config, model, optimizer, epoch, precision, history,
     device, torch).
 
-    Refusal if there is none or it is not ours. weights_only: nothing in a checkpoint is executed.
+    Refusal if there is none, or it is damaged or not ours. weights_only: nothing in it is executed.
     """
     path = Path(run) / "last.pt" if Path(run).is_dir() else Path(run)
-    if not path.exists():
+    if not path.is_file():
         raise Refusal(f"no checkpoint at {path}: train with `python hjepa.py train --run {run}`, "
                       "or name another with --run")
     try:
+        if zipfile.ZipFile(path).testzip():                               # torch.load does not look
+            raise ValueError("a checksum is wrong")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["format"] != FORMAT:
             raise ValueError(f"format {saved['format']}, this program reads {FORMAT}")
-        build(Config(**saved["config"])).load_state_dict(saved["model"])
+        config, rows = Config(**saved["config"]), saved["history"]
+        with torch.device("meta"):              # it may claim any size: no memory is taken
+            model = build(config)
+        model.load_state_dict(dict(saved["model"]), assign=True)
+        optimizer = make_optimizer(model, config, torch.device("cpu"))
+        optimizer.load_state_dict(saved["optimizer"])                     # looks at no shape
+        if not ({"precision", "device", "first_step"} <= {*saved, *rows[0]}
+                and [row["epoch"] for row in rows] == [*range(1, saved["epoch"] + 1)]
+                and all([v.shape for v in state.values()] == [(), p.shape, p.shape]
+                        for p, state in optimizer.state.items())
+                and all(p.isfinite().all() for p in model.parameters())):
+            raise ValueError("parts are missing, do not fit or are not finite")
         return saved
     except Exception as e:                      # torch.load has a dozen ways to say the same thing
         why = (str(e).splitlines() or [""])[0][:80] or type(e).__name__
@@ -761,7 +769,7 @@ def make_optimizer(model, config, device):
 
 def train_epoch(model, optimizer, data, config, epoch, device, precision):
     """One pass over the data. -> mean of each term, and the composite of the very first step.
-    Refusal, naming step and term, if one of them is not a finite number."""
+    Refusal, naming step and term, if one of them, or a weight in the end, is not finite."""
     per_epoch, log = config.sequences // config.batch, []
     gen = generator(config.seed, "batches", epoch)
     batches = epoch_batches(*data, config.batch, gen, config.symmetries)
@@ -778,10 +786,12 @@ def train_epoch(model, optimizer, data, config, epoch, device, precision):
         optimizer.step()
         log.append(torch.stack([v.detach() for v in terms.values()]))     # on the device: no wait
     log = torch.stack(log).cpu()                                          # (steps, terms)
-    if not log.isfinite().all():
-        step, term = (~log.isfinite()).nonzero()[0].tolist()
-        raise Refusal(f"{list(terms)[term]} is {log[step, term]:g} in epoch {epoch + 1}, step "
-                      f"{step + 1}: the checkpoint before it is intact; train anew, smaller --lr")
+    broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+    if broken or not log.isfinite().all():      # a weight alone breaks in the last step
+        step, term = [*(~log.isfinite()).nonzero().tolist(), (len(log) - 1, -1)][0]
+        what = f"{list(terms)[term]} is {log[step, term]:g}" if term >= 0 else f"{broken[0]} is nan"
+        raise Refusal(f"{what} in epoch {epoch + 1}, step {step + 1}: the checkpoint before it is "
+                      "intact; train anew, smaller --lr")
     return dict(zip(terms, log.mean(0).tolist())), log[0, list(terms).index("composite")].item()
 
 def refuse_other_settings(config, saved, run):
@@ -811,20 +821,21 @@ def train(config, run):
         saved = read_checkpoint(run) if (run / "last.pt").exists() else None
         model = build(config).to(device)
         optimizer, history = make_optimizer(model, config, device), []
+        precision = pick_precision(config.precision, device)
         if saved:
             refuse_other_settings(config, saved, run)
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             history, precision = saved["history"], saved["precision"]
-        else:
-            precision = pick_precision(config.precision, device)
         first, size = len(history), sum(p.numel() for p in model.parameters()) / 1e6
         print(f"H-JEPA, {size:.2f} M parameters, on {device_name(device)}, {precision}, in {run}\n"
               f"{config.sequences} sequences in batches of {config.batch}, {first} of "
               f"{config.epochs} epochs done", flush=True)
         if first == config.epochs:
             return history
-        world = build_world(config)
+        world, gen = build_world(config), generator(config.validation_seed, "tasks")
+        tasks = config.measure_every and make_tasks(world, config.measure_tasks, config.steps, gen,
+                                                    config.hold, config.start_speed)
         states, forces, _ = sequences(world, config, config.sequences, config.seed, "train", device)
         data, shown = (world.observe(states), forces), None
         for epoch in range(first, config.epochs):
@@ -834,18 +845,19 @@ def train(config, run):
             due = config.measure_every and ((epoch + 1) % config.measure_every == 0
                                             or epoch + 1 == config.epochs)
             row = {"epoch": epoch + 1, **means,
-                   **watch(model, world, config, device, precision, due)}
+                   **watch(model, world, config, device, precision, due and tasks)}
             row["seconds"] = time.perf_counter() - start
             print_row(row, head=row.keys() != shown)
             shown = row.keys()
             history.append(row if history else {**row, "first_step": first_step})
-            with atomic(run / "last.pt") as part:
-                torch.save({"format": FORMAT, "config": dataclasses.asdict(config),
-                            "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                            "epoch": epoch + 1, "precision": precision, "history": history,
-                            "device": device_name(device), "torch": str(torch.__version__)}, part)
-            with atomic(run / "log.jsonl") as part:
-                part.write_text("".join(json.dumps(r) + "\n" for r in history))
+            whole = io.BytesIO()                # on a full disk torch.save raises no OSError
+            torch.save({"format": FORMAT, "config": dataclasses.asdict(config),
+                        "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                        "epoch": epoch + 1, "precision": precision, "history": history,
+                        "device": device_name(device), "torch": str(torch.__version__)}, whole)
+            with atomic(run / "last.pt") as part, atomic(run / "log.jsonl") as log:
+                part.write_bytes(whole.getbuffer())
+                log.write_text("".join(json.dumps(r) + "\n" for r in history))
             if epoch == first:
                 left = row["seconds"] * (config.epochs - first - 1) / 60
                 print(f"about {left:.0f} minutes to go at this pace", flush=True)
@@ -857,6 +869,9 @@ def train(config, run):
 
 def sequences(world, config, n, seed, purpose, device):
     """make_sequences for a Config: n of one macro-event each, drawn by (seed, purpose)."""
+    need = 64 * n * len(config.masses) * max((config.steps + 1) * config.hold, len(config.masses))
+    if n < 2 or need > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise Refusal(f"n is {n} sequences: wanted are 2 or more, and no more than fit in memory")
     return make_sequences(world, n, config.steps + 1, generator(seed, purpose), config.hold,
                           config.start_speed, device)
 
@@ -900,12 +915,12 @@ def ridge(train, validation, test, strengths=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1
 
 def physics(states, masses):
     """One frame (N, bodies, 4) -> dict of probe targets (N, Q), on the CPU: position, velocity,
-    kinetic energy (of all bodies together), pair distance (between centres)."""
+    kinetic energy (of all bodies together), pair distance (between centres, if there are pairs)."""
     place, velocity = states[..., :2].cpu(), states[..., 2:].cpu()
     i, j = torch.triu_indices(len(masses), len(masses), 1)
     energy = 0.5 * (torch.tensor(masses) * velocity.square().sum(-1)).sum(-1, keepdim=True)
     return {"position": place.flatten(1), "velocity": velocity.flatten(1), "kinetic energy": energy,
-            "pair distance": (place[:, i] - place[:, j]).norm(dim=-1)}
+            **({"pair distance": (place[:, i] - place[:, j]).norm(dim=-1)} if len(i) else {})}
 
 def make_tasks(world, n, steps, gen, hold=5, speed=0.3, threshold=0.1):
     """n goals `steps` clips ahead -> dict(clip, goal (n, hold, bodies, 4), forces (n, steps, A),
@@ -971,28 +986,26 @@ def bootstrap(outcomes, draws=10_000, seed=0):
     pick = np.random.default_rng(seed).integers(0, len(outcomes), (draws, len(outcomes)))
     return np.percentile(np.asarray(outcomes, dtype=float)[pick].mean(1), [2.5, 97.5]).tolist()
 
-def watch(model, world, config, device, precision, plans, n=2048):
+def watch(model, world, config, device, precision, tasks=None, n=2048):
     """What training looks at besides its losses, on validation worlds. -> dict
 
     Smallest and mean deviation over the dimensions of all four sets, and the smallest effective
-    rank. With plans, because the losses alone can fall while planning gets worse: R2 of positions
+    rank. With tasks, because the losses alone can fall while planning gets worse: R2 of positions
     decoded from what P1, rolled out, and P2 predict, and the shares of goals reached.
     """
     seed = config.validation_seed
     states, forces, _ = sequences(world, config, 3 * n, seed, "watch", device)
-    some = slice(0 if plans else 2 * n, None)                             # gauges need a third only
+    some = slice(0 if tasks else 2 * n, None)                             # gauges need a third only
     z = latents(model, world.observe(states[some]), forces[some])
     sets = [z[name][-n:] for name in ("z1", "t1", "z2", "t2")]
     std = torch.cat([s.std(0) for s in sets])
     row = {"std_min": std.min().item(), "std_avg": std.mean().item(),
            "rank": min(effective_rank(s) for s in sets)}
-    if plans:
+    if tasks:
         place = physics(states[:, -1, -1], config.masses)["position"]
         for name, source in (("decode1", "p1"), ("decode2", "p2")):
             parts = zip(z[source].split(n), place.split(n))
             row[name] = ridge(*parts)[0].mean().item()
-        tasks = make_tasks(world, config.measure_tasks, config.steps, generator(seed, "tasks"),
-                           config.hold, config.start_speed)
         for name, planner in (("closed", "short replanned"), ("macro", "macro open loop")):
             tried = try_tasks(planner, model, world, config, tasks, seed, device, precision)
             row[name] = success(tried[0])["mean_body"]
@@ -1243,6 +1256,8 @@ def main(argv=None):
     """-> exit code: 0 done, 2 something to mend (one line says what), 130 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
+        if "" in argv:                                                    # as in --run "$UNSET"
+            raise Refusal("an argument is empty: give a value, or leave the flag out")
         args = vars(make_parser().parse_args(argv))
         do, run = args.pop("do"), args.pop("run")
         if do in ("train", "config"):
@@ -1254,19 +1269,14 @@ def main(argv=None):
                 train(config, run or Path("runs") / preset)
         else:
             args["device"] = pick_device(args["device"])
-            if args["n"] < 2:
-                raise Refusal(f"n is {args['n']}: at least 2 test sequences are needed")
             globals()[do](argparse.Namespace(run=run, argv=argv, **args))
-    except (Refusal, ValueError) as e:
-        print(f"hjepa: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"hjepa: {e.filename or 'writing'}: {e.strerror or e}: mend that, or choose another "
-              "--run or --out", file=sys.stderr)
+    except (Refusal, ValueError, OSError, MemoryError, torch.OutOfMemoryError) as e:
+        mend = ": mend that, or choose another --run or --out" if isinstance(e, OSError) else ""
+        print("hjepa:", (str(e) or "out of memory").splitlines()[0] + mend, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nhjepa: stopped, nothing is half-written; go on with python hjepa.py "
-              + " ".join(argv), file=sys.stderr)
+              + shlex.join(argv), file=sys.stderr)
         return 130
     return 0
 

@@ -124,6 +124,8 @@ def main(parser, measure, argv=None):
     0 done, 2 something to mend (one line says what), 130 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
+        if "" in argv:
+            raise hjepa.Refusal("an argument is empty: give a value, or leave the flag out")
         args = parser.parse_args(argv)
         for flag in args.numbers:
             if getattr(args, flag) < 1:
@@ -134,12 +136,10 @@ def main(parser, measure, argv=None):
         runs = open_runs(args.run, args.device)
         figure, n, content = measure(args, runs)
         publish(args, runs, n, figure, content)
-    except (hjepa.Refusal, ValueError) as e:
-        print(f"{parser.prog}: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"{parser.prog}: {e.filename or 'writing'}: {e.strerror or e}: mend that, or choose "
-              "another --run or --out", file=sys.stderr)
+    except (hjepa.Refusal, ValueError, OSError, MemoryError, torch.OutOfMemoryError) as e:
+        mend = ": mend that, or choose another --run or --out" if isinstance(e, OSError) else ""
+        print(f"{parser.prog}:", (str(e) or "out of memory").splitlines()[0] + mend,
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: stopped, nothing is half-written", file=sys.stderr)
