@@ -842,8 +842,7 @@ def train(config, run):
             start = time.perf_counter()
             means, first_step = train_epoch(model, optimizer, data, config, epoch, device,
                                             precision)
-            due = config.measure_every and ((epoch + 1) % config.measure_every == 0
-                                            or epoch + 1 == config.epochs)
+            due = tasks and ((epoch + 1) % config.measure_every == 0 or epoch + 1 == config.epochs)
             row = {"epoch": epoch + 1, **means,
                    **watch(model, world, config, device, precision, due and tasks)}
             row["seconds"] = time.perf_counter() - start
@@ -1193,12 +1192,14 @@ def plan(args):
     figure, axes = canvas(1, 1, 4, 4.2)
     _, states, forces = (x[episode].numpy() for x in seen["short replanned"])
     writer = PillowWriter(fps=12)                                         # half of true speed
-    with atomic(args.out / "plan.gif") as part, writer.saving(figure, part, dpi=90):
+    with atomic(args.out / "plan.gif") as part:
+        writer.setup(figure, part, dpi=90)
         for t in range(len(states)):
             force = forces[t // config.hold].reshape(-1, 2)
             draw_frame(axes[0, 0], world, states[:t + 1], goal, force)
             axes[0, 0].set(title=f"frame {t + 1} of {len(states)}, replanned every clip")
             writer.grab_frame()
+        writer.finish()
     print(f"wrote {args.out / 'plan.gif'}: goal {episode} hollow, forces as arrows")
 
 ###################################################################################################
@@ -1275,8 +1276,7 @@ def main(argv=None):
         print("hjepa:", (str(e) or "out of memory").splitlines()[0] + mend, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nhjepa: stopped, nothing is half-written; go on with python hjepa.py "
-              + shlex.join(argv), file=sys.stderr)
+        print("\nhjepa: stopped; go on with python hjepa.py", shlex.join(argv), file=sys.stderr)
         return 130
     return 0
 

@@ -128,8 +128,8 @@ def main(parser, measure, argv=None):
             raise hjepa.Refusal("an argument is empty: give a value, or leave the flag out")
         args = parser.parse_args(argv)
         for flag in args.numbers:
-            if getattr(args, flag) < 1:
-                raise hjepa.Refusal(f"--{flag} is {getattr(args, flag)}: give at least 1")
+            if not 1 <= getattr(args, flag) <= 100_000:                   # more would fill memory
+                raise hjepa.Refusal(f"--{flag} is {getattr(args, flag)}: give 1 to 100000")
         args.argv, args.device = argv, hjepa.pick_device(args.device)
         args.run = args.run or [Path("runs/paper")]
         args.precision = hjepa.pick_precision(args.precision, args.device)

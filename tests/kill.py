@@ -1,0 +1,189 @@
+"""kill -9 anywhere in a training, then the same command: it must end as the unbroken run, bitwise.
+
+    python tests/kill.py --times 50              # a few minutes on one core
+    python tests/kill.py --times 5 --row 5       # what the test suite does: five kills of one run
+
+A training of a few seconds (smoke preset, smaller still) is run once to the end. Then, --times
+times, it is started in a new directory, killed with SIGKILL and started again with the same
+command, which must finish and leave the same checkpoint: weights, optimizer state, history. After
+each kill there must be no checkpoint or a readable one, and in the end no file too many. --row N
+kills one training N times before it may finish.
+
+Each training is a process of its own, forked from this one, which has loaded torch already: no
+time is spent on moments at which nothing is at stake. They are drawn from --seed, in turn of three
+kinds:
+
+    any      uniform over the time that the unbroken run took
+    write    inside the checkpoint write: the script watches for .part.last.pt, which exists only
+             while a checkpoint is being written, lets it come a random number of times, and
+             kills within half a millisecond of its sight
+    after    like write, but up to 20 ms later: between the renames of the two files, or just
+             behind them
+
+What a kill left behind says where it hit: a .part file means inside the write. With ten kills or
+more, at least one must have hit there, else the script has not tried what it promises, and fails.
+"""
+import argparse
+import collections
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import hjepa  # noqa: E402
+import torch  # noqa: E402
+
+EPOCHS = 3
+COMMAND = ["train", "--preset", "smoke", "--sequences", "256", "--batch", "64", "--epochs",
+           str(EPOCHS), "--measure-every", "2", "--measure-tasks", "1", "--samples", "8",
+           "--elites", "3", "--iterations", "2", "--hold", "3", "--steps", "2",
+           "--force-limit", "20", "--run"]
+KINDS = "any", "write", "after"
+
+
+def start(run):
+    """-> the id of a new process that runs `hjepa.py train` in `run`, and writes to run.txt."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        with open(f"{run}.txt", "w") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+        code = hjepa.main([*COMMAND, str(run)])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def end(pid):
+    """Waits for a process. -> its exit code, -9 if it was killed."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def runs(pid):
+    """Does it still run? It is not yet waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def content(run):
+    """All of a checkpoint but the seconds an epoch took, in a form that == compares bit by bit."""
+    saved = hjepa.read_checkpoint(run)
+    state = saved["optimizer"]["state"]
+    tensors = [*saved["model"].items(), *((i, k, x) for i in state for k, x in state[i].items())]
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in saved["history"]]
+    return ([(*name, x.dtype, x.numpy().tobytes()) for *name, x in tensors], rows,
+            saved["config"], saved["epoch"], saved["precision"])
+
+
+def wait_for_write(pid, run, times):
+    """Returns when .part.last.pt has come `times` times, or the process has ended."""
+    part, there = run / ".part.last.pt", False
+    while runs(pid):
+        now = part.exists()
+        times -= now and not there
+        if times <= 0:
+            return
+        there = now
+        time.sleep(0 if now else 0.0002)        # the training needs the processor, too
+
+
+def epochs_saved(run):
+    """How far the training is. Refusal if its checkpoint cannot be read."""
+    return hjepa.read_checkpoint(run)["epoch"] if (run / "last.pt").exists() else 0
+
+
+def kill_once(run, kind, draw, seconds):
+    """-> what to print about one kill; Refusal if it left an unreadable checkpoint. A training
+    that had ended before the signal came was not killed: it is begun anew."""
+    code, late = None, 0
+    while code != -signal.SIGKILL:
+        if code is not None:
+            shutil.rmtree(run)
+            late += 1
+        left = max(EPOCHS - epochs_saved(run), 1)
+        pid, began = start(run), time.perf_counter()
+        if kind == "any":
+            time.sleep(draw.uniform(0, seconds * left / EPOCHS))
+        else:
+            wait_for_write(pid, run, draw.randint(1, left))
+            time.sleep(draw.uniform(0, 0.0005 if kind == "write" else 0.02))
+        at = time.perf_counter() - began
+        os.kill(pid, signal.SIGKILL)
+        code = end(pid)
+    return {"kind": kind, "at": at, "late": late, "epoch": epochs_saved(run),
+            "parts": sorted(p.name for p in run.glob(".part*"))}
+
+
+def try_run(run, kinds, draw, seconds, wanted):
+    """Kills, then lets the command finish. -> reports of the kills, what is wrong or ''."""
+    kills = []
+    try:
+        for kind in kinds:
+            kills.append(kill_once(run, kind, draw, seconds))
+        if end(start(run)):
+            return kills, "the same command fails: " + Path(f"{run}.txt").read_text()
+        if content(run) != wanted:
+            return kills, "its end is not the unbroken run's"
+        files = sorted(p.name for p in run.iterdir())
+        if files != [".lock", "last.pt", "log.jsonl"]:
+            return kills, f"it leaves {', '.join(files)}"
+    except hjepa.Refusal as e:
+        return kills, str(e)
+    return kills, ""
+
+
+def main(argv=None):
+    """-> exit code: 0 if every killed training ended as the unbroken one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--times", type=int, default=50, help="kills (50)")
+    parser.add_argument("--row", type=int, default=1, help="kills of one training (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    draw, done, wrong, began = random.Random(args.seed), [], 0, time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("warm", "whole"):          # the second one is as fast as those to come
+            began, whole = time.perf_counter(), Path(folder) / name
+            if end(start(whole)):
+                sys.exit("the unbroken run fails: " + Path(f"{whole}.txt").read_text())
+        seconds, wanted = time.perf_counter() - began, content(whole)
+        if content(Path(folder) / "warm") != wanted:
+            sys.exit("two unbroken runs differ: nothing can be compared")
+        print(f"the unbroken run: {EPOCHS} epochs, {seconds:.1f} s", flush=True)
+        for first in range(0, args.times, args.row):
+            numbers = range(first, min(first + args.row, args.times))
+            run = Path(folder) / f"run{first}"
+            kills, why = try_run(run, [KINDS[i % 3] for i in numbers], draw, seconds, wanted)
+            for i, kill in zip(numbers, kills):
+                where = "in the write of " + ", ".join(kill["parts"]) if kill["parts"] else "elsewhere"
+                print(f"{i + 1:3} {kill['kind']:>5} killed after {kill['at']:5.2f} s, {where}; "
+                      f"{kill['epoch']} epochs saved", flush=True)
+            print(f"    {'FAILED: ' + why if why else 'finished, bitwise equal'}", flush=True)
+            wrong += bool(why)
+            done += kills
+    inside = sum(bool(kill["parts"]) for kill in done)
+    late = sum(kill["late"] for kill in done)
+    epochs = collections.Counter(kill["epoch"] for kill in done)
+    print(f"{len(done)} kills, {inside} of them inside a checkpoint write; {late} more came too "
+          f"late and were repeated; epochs saved at the kill: {dict(sorted(epochs.items()))}; "
+          f"trainings that did not end bitwise equal: {wrong}; {time.perf_counter() - began:.0f} s")
+    if not inside and args.times >= 10:
+        print("no kill hit a checkpoint write: nothing is shown about it")
+        return 1
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
