@@ -167,7 +167,7 @@ def main(argv=None):
             run = Path(folder) / f"run{first}"
             kills, why = try_run(run, [KINDS[i % 3] for i in numbers], draw, seconds, wanted)
             for i, kill in zip(numbers, kills):
-                where = "in the write of " + ", ".join(kill["parts"]) if kill["parts"] else "elsewhere"
+                where = "writing " + ", ".join(kill["parts"]) if kill["parts"] else "elsewhere"
                 print(f"{i + 1:3} {kill['kind']:>5} killed after {kill['at']:5.2f} s, {where}; "
                       f"{kill['epoch']} epochs saved", flush=True)
             print(f"    {'FAILED: ' + why if why else 'finished, bitwise equal'}", flush=True)

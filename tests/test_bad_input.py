@@ -538,6 +538,15 @@ def test_a_config_is_right_or_refused(settings):
     json.dumps(dataclasses.asdict(config), allow_nan=False)
 
 
+@pytest.mark.parametrize("name, value", [
+    ("epochs", 2.5), ("epochs", "3"), ("epochs", None), ("lr", "1e-3"), ("lr", math.nan),
+    ("shared", 3), ("shared", None), ("masses", ("1",)), ("masses", (math.inf,)), ("masses", "12"),
+    ("device", 0), ("precision", "fp16"), ("sequences", math.inf), ("beta2", 1.0)])
+def test_a_setting_of_another_type_is_named(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        hjepa.Config(**{name: value})
+
+
 @given(st.integers(2, 6), st.integers(1, 5), st.sampled_from(NOT_FINITE), st.integers(0, 10**6))
 def test_vicreg_terms_that_are_not_finite_say_so(n, d, bad, at):
     """Infinity has no deviation: it gives NaN, never a small number."""

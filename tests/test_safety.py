@@ -231,6 +231,10 @@ def test_a_clock_chooses_nothing(tmp_path, monkeypatch):
     hjepa.train(tiny(precision="auto"), tmp_path / "a")
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks) ** 2 % 97))
     assert {hjepa.pick_precision("auto", device) for _ in range(20)} == {first}
+    for native, choice in ((True, "bf16"), (False, "fp32")):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+            assert {hjepa.pick_precision("auto", device) for _ in range(20)} == {choice}
     hjepa.train(tiny(precision="auto"), tmp_path / "b")
     assert equal(tmp_path / "a", tmp_path / "b")
 
