@@ -67,14 +67,18 @@ def start(run):
         os._exit(code)
 
 
-def end(pid):
-    """Waits for a process. -> its exit code, -9 if it was killed."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def runs(pid):
     """Does it still run? It is not yet waited for."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def end(pid, patience=300):
+    """Waits for a process. -> its exit code, -9 if it was killed, by us or for its slowness."""
+    deadline = time.monotonic() + patience
+    while runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)                # nobody waits forever; if it has ended, no harm
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def content(run):

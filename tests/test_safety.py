@@ -8,6 +8,7 @@ import json
 import math
 import os
 import resource
+import select
 import shlex
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import torch
 
 import hjepa
 from conftest import ROOT
+from kill import end
 from test_bad_input import call
 from test_train import change, same, saved, stop_before, untimed
 
@@ -70,10 +72,6 @@ def fork(do):
         finally:
             os._exit(code)
     return pid
-
-
-def end(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 # Killed anywhere.
@@ -193,7 +191,7 @@ def test_the_second_run_names_the_first_and_a_dead_one_holds_nothing(tmp_path, c
             time.sleep(60)
     pid = fork(hold)
     try:
-        os.read(ready, 1)
+        assert select.select([ready], [], [], 60)[0]
         command = ["train", *flags(TINY), "--run", str(tmp_path)]
         assert hjepa.main(command) == 2
         err = capsys.readouterr().err
