@@ -61,6 +61,7 @@ import re                                       # JSON that a reader of diffs ca
 import shlex                                    # a command that can be repeated
 import sys
 import time                                     # minutes left
+import timeit                                   # which precision is fast here
 import zipfile                                  # checksums of checkpoints
 from pathlib import Path
 
@@ -156,7 +157,7 @@ class Config:
 PRESETS = {
     "smoke": dict(sequences=1024, epochs=3, batch=128, width=32, short_width=64, macro_width=64,
                   samples=40, iterations=3, elites=8, tasks=8, measure_every=2, measure_tasks=4),
-    "quick": dict(epochs=9, measure_every=5, measure_tasks=32),
+    "quick": dict(epochs=8, measure_every=4, measure_tasks=32),
     "paper": dict(),
 }
 
@@ -381,8 +382,9 @@ class Encoder(nn.Module):
 # 5. PREDICTORS - what happens next, given the forces
 ###################################################################################################
 # Without forces a predictor could only say what happens on average; with them it answers "what
-# if", and that is all a planner needs. They do not enter as a summand: they shift, scale and gate
-# each block (adaptive normalisation, [4]), so one force can act differently in different states.
+# if", and that is all a planner needs. They enter as an input, since in free flight a force moves a
+# body by an amount linear in it, and they shift, scale and gate each block (adaptive normalisation,
+# [4]), so one force can act differently in different states.
 
 class Predictor(nn.Module):
     """z (N, D), forces (N, A) -> next embedding (N, D): a residual MLP with adaptive norm."""
@@ -392,7 +394,7 @@ class Predictor(nn.Module):
         code = width // 4                                                 # the forces' embedding
         self.force = nn.Sequential(nn.Linear(actions, code), nn.SiLU(),
                                    nn.Linear(code, code), nn.SiLU())
-        self.enter, self.leave = nn.Linear(latent, width), nn.Linear(width, latent)
+        self.enter, self.leave = nn.Linear(latent + actions, width), nn.Linear(width, latent)
         self.adapt, self.norm, self.mlp = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for _ in range(blocks):
             self.adapt.append(nn.Linear(code, 3 * width))
@@ -400,12 +402,13 @@ class Predictor(nn.Module):
             self.mlp.append(nn.Sequential(nn.Linear(width, width), nn.GELU(),
                                           nn.Linear(width, width)))
         self.last = nn.LayerNorm(width)
-        with torch.no_grad():                   # begin near "nothing changes": a random guess, rolled
-            self.leave.weight.mul_(0.1)         # out five times, would teach the encoders noise first
-            self.leave.bias.mul_(0.1)
+        with torch.no_grad():                   # begin near "nothing changes": random guesses
+            self.leave.weight.mul_(0.1)         # rolled out five times would teach the encoders
+            self.leave.bias.mul_(0.1)           # noise first
 
     def forward(self, z, forces):
-        code, x = self.force(forces), self.enter(z)                       # (N, width/4), (N, width)
+        code = self.force(forces)                                         # (N, width/4)
+        x = self.enter(torch.cat([z, forces.to(z.dtype)], -1))            # (N, width)
         for adapt, norm, mlp in zip(self.adapt, self.norm, self.mlp):
             shift, scale, gate = adapt(code).chunk(3, -1)
             x = x + (1 + gate) * mlp(norm(x) * (1 + scale) + shift)
@@ -557,7 +560,9 @@ def cem(cost, mean, std, gens, *, samples=200, iterations=6, elites=10, low=-2.0
         best_cost = torch.where(better, value[:, 0], best_cost)
         best = torch.where(better[:, None, None], elite[:, 0], best)
         mean, std = elite.mean(1), elite.std(1) + floor
-    return best, best_cost
+    value = cost(mean[:, None])[:, 0].nan_to_num(math.inf, math.inf)      # the last mean, as well
+    best = torch.where((value < best_cost)[:, None, None], mean, best)    # is where samples agree:
+    return best, torch.minimum(best_cost, value)                          # most often the best
 
 def latent_cost(predict, start, goal):
     """predict: (N, D), (N, K, A) -> (N, D); start, goal (B, D) -> a cost for `cem`: how far the
@@ -625,9 +630,15 @@ def pick_device(name):
     return torch.device(best if name == "auto" else name)
 
 def pick_precision(name, device):
-    """'auto' -> bf16 where the processor is made for it: a fact, not a timing, so bits repeat."""
-    fast = device.type == "cuda" or device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return name if name != "auto" else "bf16" if fast else "fp32"
+    """'auto' -> bf16 on cuda, fp32 on mps, on a cpu what a short measurement says: bf16 products
+    are far faster on some processors, slower on others. A run keeps its first choice."""
+    if name != "auto" or device.type != "cpu":
+        return name if name != "auto" else "bf16" if device.type == "cuda" else "fp32"
+
+    def seconds(dtype):                         # the least of many: load only ever adds
+        x, w = torch.ones(4096, 128, dtype=dtype), torch.ones(512, 128, dtype=dtype)
+        return min(timeit.repeat(lambda: F.linear(x, w), number=1, repeat=30))
+    return "bf16" if seconds(torch.float32) > 1.3 * seconds(torch.bfloat16) else "fp32"
 
 def autocast(device, precision):
     """The context in which matrix products run in `precision`."""
