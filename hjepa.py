@@ -538,10 +538,10 @@ def cem(cost, mean, std, gens, *, samples=200, iterations=6, elites=10, low=-2.0
 
     B tasks are searched side by side, each with its own CPU generator gens[b], so a task's noise
     depends neither on its neighbours nor on the device. Any cost will do, of any model or none;
-    NaN counts as infinitely bad. The mean competes with the samples, so a warm start is never
-    lost, and the best plan ever seen is returned. floor is added to the deviation, else a plan
-    freezes before it is good. ValueError unless 1 < elites <= samples (one elite has no deviation)
-    and each task has a generator.
+    NaN counts as infinitely bad. The mean competes with the samples, so a warm start is never lost,
+    and once more at the end; the best plan ever seen is returned. floor is added to the deviation,
+    else a plan freezes before it is good. ValueError unless 1 < elites <= samples (one elite has no
+    deviation) and each task has a generator.
     """
     if not 1 < elites <= samples:
         raise ValueError(f"elites must be more than 1 and at most {samples} samples, got {elites}")

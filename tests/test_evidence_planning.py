@@ -18,7 +18,7 @@ import representation                                                     # noqa
 
 HEAD = {"command", "device", "precision", "torch", "seeds", "n", "epochs", "sequences",
         "intervals"}
-BUDGET = 40 * 3                                 # samples x iterations of the smoke preset
+BUDGET = 40 * 3 + 1                             # samples x iterations of smoke, the last mean
 
 
 def script(name, *flags):

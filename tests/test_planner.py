@@ -32,6 +32,20 @@ def test_finds_the_minimum_of_a_quadratic():
     torch.testing.assert_close(cost, quadratic(plan[:, None])[:, 0])
 
 
+def test_the_last_mean_competes():
+    """On a bowl the mean of the best samples is better than any of them, and nearly always wins."""
+    shapes, values = [], []
+
+    def cost(plans):
+        shapes.append(tuple(plans.shape[:2]))
+        values.append(quadratic(plans))
+        return values[-1]
+    plan, best = search(cost, samples=20, iterations=3, elites=8)
+    assert shapes == 3 * [(2, 20)] + [(2, 1)]
+    assert torch.equal(best, torch.cat(values, 1).amin(1)) and (values[-1][:, 0] == best).any()
+    torch.testing.assert_close(quadratic(plan[:, None])[:, 0], best)
+
+
 def test_respects_bounds():
     """The minimum lies outside: the plan ends at the bound, and no plan beyond it is ever tried."""
     seen = []
