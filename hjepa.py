@@ -10,6 +10,7 @@ the embedding of a goal.
     python hjepa.py train --preset smoke     # under a minute: does everything, learns little
     python hjepa.py train --preset quick     # minutes on two CPU cores: a planner that works
     python hjepa.py train                    # the paper's 300 epochs; the same command resumes
+    torchrun --nproc_per_node=2 -- hjepa.py train       # the same on two GPUs, or two CPU cores
     python hjepa.py curves --run runs/quick  # also diagnose, probe, plan: figures/NAME.png, .json
     python hjepa.py config --preset quick    # what would run, and where each value comes from
 
@@ -402,9 +403,8 @@ class Predictor(nn.Module):
             self.mlp.append(nn.Sequential(nn.Linear(width, width), nn.GELU(),
                                           nn.Linear(width, width)))
         self.last = nn.LayerNorm(width)
-        with torch.no_grad():                   # begin near "nothing changes": random guesses
-            self.leave.weight.mul_(0.1)         # rolled out five times would teach the encoders
-            self.leave.bias.mul_(0.1)           # noise first
+        for p in self.leave.parameters():       # begin near "nothing changes": a random guess,
+            p.data.mul_(0.1)                    # rolled out, would teach the encoders noise first
 
     def forward(self, z, forces):
         code = self.force(forces)                                         # (N, width/4)
@@ -487,7 +487,7 @@ def vicreg_terms(z, gamma=1.0, eps=1e-4):
     return std.mean(), cov.mean()
 
 def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=1.0,
-              map_weight=5.0):
+              map_weight=5.0, gather=lambda z: z):
     r"""obs (B, K, T, F), forces (B, K-1, A) -> total, terms (dict of scalars).  needs: vicreg_terms
 
         composite = pred_weight [ 1/(K-1) sum_k MSE(P1^k(z1), t1_k) + MSE(P2(z2), t2) ]    [2] eq. 5
@@ -496,6 +496,7 @@ def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=
 
     s runs over four sets: context and target, shallow and deep (c1, t1, c2, t2), t1 clip by clip.
     MSE is the mean over samples and dimensions. z2' is the context encoder's z2 of the last clip.
+    gather (..., n, D) -> (..., N, D): where std and cov get samples of other processes from.
     DEVIATION: [2] writes a sum over dimensions; its authors' code, like this one, takes the mean.
     DEVIATION: [1] has no maps (map_weight=0). They chain the levels, and their gradient is meant to
     keep the deep target from dropping what is hard to predict, which variance and covariance do not
@@ -512,7 +513,7 @@ def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=
              "pred2": F.mse_loss(leap.float(), t2.float())}
     composite = pred_weight * (terms["pred1"] + terms["pred2"])
     for name, z in (("c1", z1), ("t1", t1), ("c2", z2), ("t2", t2)):
-        std, cov = terms["std_" + name], terms["cov_" + name] = vicreg_terms(z)
+        std, cov = terms["std_" + name], terms["cov_" + name] = vicreg_terms(gather(z))
         composite = composite + std_weight * std + cov_weight * cov
     terms["composite"] = total = composite
     if map_weight > 0:
@@ -603,9 +604,7 @@ def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):
         mean = plan[:, 1:]
     return torch.cat(states, 1), torch.stack(forces, 1)
 
-###################################################################################################
 # Above: pure functions and modules, free to copy. Below: disk, clock and argv.
-###################################################################################################
 
 ###################################################################################################
 # 9. PLUMBING - randomness, devices, files
@@ -624,10 +623,10 @@ def pick_device(name):
     """'auto' -> cuda, else mps, else cpu; a name is taken at its word or refused."""
     there = [d for d, ok in (("cuda", torch.cuda.is_available()),
                              ("mps", torch.backends.mps.is_available()), ("cpu", True)) if ok]
-    best = there[0]
     if name not in ("auto", *there):
-        raise Refusal(f"device {name} is not available here: use --device {best}")
-    return torch.device(best if name == "auto" else name)
+        raise Refusal(f"device {name} is not available here: use --device {there[0]}")
+    kind = there[0] if name == "auto" else name
+    return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) if kind == "cuda" else None)
 
 def pick_precision(name, device):
     """'auto' -> bf16 on cuda, fp32 on mps, on a cpu what a short measurement says: bf16 products
@@ -646,9 +645,8 @@ def autocast(device, precision):
 
 def device_name(device):
     """What a timing was taken on: 'cpu, x86_64, 2 threads' and the like."""
-    if device.type == "cuda":
-        return "cuda, " + torch.cuda.get_device_name(device)
-    return f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{device.type}, " + (torch.cuda.get_device_name(device) if device.type == "cuda" else
+                                 f"{platform.machine()}, {torch.get_num_threads()} threads")
 
 @contextlib.contextmanager
 def atomic(path):
@@ -688,6 +686,14 @@ def locked(run):
         f.truncate(0)
         print(os.getpid(), file=f, flush=True)
         yield
+
+def gather(z):
+    """(..., n, D) in each process -> (..., N, D), the same in all. Only its own samples carry
+    gradient, times the number of processes: then the average over processes is the whole one."""
+    parts = [torch.empty_like(z) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, z.detach().contiguous())
+    parts[torch.distributed.get_rank()] = z + (len(parts) - 1) * (z - z.detach())
+    return torch.cat(parts, -2)
 
 def build_world(config):
     """Config -> World."""
@@ -748,7 +754,7 @@ def load(run, device="cpu"):
 
 def bar(items, label, total):
     """Yields items and draws `label ######...... 12/48 31 s left`; silent where no terminal is."""
-    start, show = time.perf_counter(), sys.stderr.isatty()
+    start, show = time.perf_counter(), sys.stderr.isatty() and not int(os.environ.get("RANK", 0))
     for i, item in enumerate(items):
         if show:
             left = f"{(time.perf_counter() - start) / i * (total - i):.0f} s left" if i else ""
@@ -772,13 +778,11 @@ def learning_rate(step, total, peak, warmup):
 
 def make_optimizer(model, config, device):
     """AdamW; decay on matrices only: pulling a bias or a norm to zero regularises nothing."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": [p for p in model.parameters() if (p.ndim > 1) == matrices],
+               "weight_decay": matrices * config.weight_decay} for matrices in (True, False)]
     return torch.optim.AdamW(groups, config.lr, (0.9, config.beta2), fused=device.type != "mps")
 
-def train_epoch(model, optimizer, data, config, epoch, device, precision):
+def train_epoch(model, optimizer, data, config, epoch, device, precision, rank=0, size=1):
     """One pass over the data. -> mean of each term, and the composite of the very first step.
     Refusal, naming step and term, if one of them, or a weight in the end, is not finite."""
     per_epoch, log = config.sequences // config.batch, []
@@ -786,16 +790,22 @@ def train_epoch(model, optimizer, data, config, epoch, device, precision):
     batches = epoch_batches(*data, config.batch, gen, config.symmetries)
     for i, pair in enumerate(bar(batches, f"epoch {epoch + 1}/{config.epochs}", per_epoch)):
         step = epoch * per_epoch + i
-        lr = learning_rate(step, config.epochs * per_epoch, config.lr, config.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(step, config.epochs * per_epoch, config.lr, config.warmup)
         with autocast(device, precision):
-            total, terms = objective(model, *pair, config.pred_weight, config.std_weight,
-                                     config.cov_weight, config.map_weight)
+            total, terms = objective(
+                model, *(x.chunk(size)[rank] for x in pair), config.pred_weight, config.std_weight,
+                config.cov_weight, config.map_weight, gather if size > 1 else nn.Identity())
         optimizer.zero_grad(set_to_none=True)
         total.backward()
+        row = torch.stack([v.detach() for v in terms.values()])           # on the device: no wait
+        if size > 1:                                                      # one message for all
+            parts = [row, *(p.grad for p in model.parameters() if p.grad is not None)]
+            flat = nn.utils.parameters_to_vector(parts)
+            torch.distributed.all_reduce(flat.div_(size))
+            nn.utils.vector_to_parameters(flat, parts)
         optimizer.step()
-        log.append(torch.stack([v.detach() for v in terms.values()]))     # on the device: no wait
+        log.append(row.clone())                                           # no view into `flat`
     log = torch.stack(log).cpu()                                          # (steps, terms)
     broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     if broken or not log.isfinite().all():      # a weight alone breaks in the last step
@@ -825,10 +835,14 @@ def train(config, run):
     """Train to the end, from where the directory `run` stands. -> history, a dict per epoch.
 
     After each epoch run/last.pt holds all that is needed to go on, run/log.jsonl the history. A
-    resumed run is bitwise the run that was never stopped, on the same machine and device.
+    resumed run is bitwise the run that was never stopped, on the same machine and device. Under
+    torchrun, `size` processes share each batch; rank 0 alone locks, prints, measures and writes.
     """
     device = pick_device(config.device)
-    with locked(run):
+    rank, size = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if config.batch % size:
+        raise Refusal(f"{size} processes cannot share a batch of {config.batch} evenly: change one")
+    with locked(run) if rank == 0 else contextlib.nullcontext():
         saved = read_checkpoint(run) if (run / "last.pt").exists() else None
         model = build(config).to(device)
         optimizer, history = make_optimizer(model, config, device), []
@@ -838,10 +852,15 @@ def train(config, run):
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             history, precision = saved["history"], saved["precision"]
-        first, size = len(history), sum(p.numel() for p in model.parameters()) / 1e6
-        print(f"H-JEPA, {size:.2f} M parameters, on {device_name(device)}, {precision}, in {run}\n"
-              f"{config.sequences} sequences in batches of {config.batch}, {first} of "
-              f"{config.epochs} epochs done", flush=True)
+        first, place = len(history), f"{size} x " * (size > 1) + device_name(device)
+        if size > 1:                                                      # rank 0 has measured, or
+            torch.distributed.init_process_group()                        # read, the precision
+            torch.distributed.broadcast_object_list(box := [precision], device=device)
+            precision = box[0]
+        if rank == 0:
+            print(f"H-JEPA, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
+                  f"on {place}, {precision}, in {run}\n{config.sequences} sequences in batches of "
+                  f"{config.batch}, {first} of {config.epochs} epochs done", flush=True)
         if first == config.epochs:
             return history
         world, gen = build_world(config), generator(config.validation_seed, "tasks")
@@ -852,7 +871,9 @@ def train(config, run):
         for epoch in range(first, config.epochs):
             start = time.perf_counter()
             means, first_step = train_epoch(model, optimizer, data, config, epoch, device,
-                                            precision)
+                                            precision, rank, size)
+            if rank > 0:
+                continue
             due = tasks and ((epoch + 1) % config.measure_every == 0 or epoch + 1 == config.epochs)
             row = {"epoch": epoch + 1, **means,
                    **watch(model, world, config, device, precision, due and tasks)}
@@ -864,7 +885,7 @@ def train(config, run):
             torch.save({"format": FORMAT, "config": dataclasses.asdict(config),
                         "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                         "epoch": epoch + 1, "precision": precision, "history": history,
-                        "device": device_name(device), "torch": str(torch.__version__)}, whole)
+                        "device": place, "torch": str(torch.__version__)}, whole)
             with atomic(run / "last.pt") as part, atomic(run / "log.jsonl") as log:
                 part.write_bytes(whole.getbuffer())
                 log.write_text("".join(json.dumps(r) + "\n" for r in history))
@@ -1236,11 +1257,9 @@ def make_parser():
         sub.add_argument("--preset", choices=PRESETS, default="paper", help="default: paper")
         sub.add_argument("--run", type=Path, help="run directory (default: runs/PRESET)")
         for f in dataclasses.fields(Config):
-            kind = {"type": f.type, "choices": f.metadata["choices"]}
-            if f.type is tuple:
-                kind = {"type": float, "nargs": "+"}
-            elif f.type is bool:
-                kind = {"action": argparse.BooleanOptionalAction}
+            kind = {tuple: {"type": float, "nargs": "+"},
+                    bool: {"action": argparse.BooleanOptionalAction}}.get(
+                        f.type, {"type": f.type, "choices": f.metadata["choices"]})
             sub.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, **kind,
                              help=f"{f.metadata['meaning']} [{f.metadata['source']}: {f.default}]")
     for do in (curves, diagnose, probe, plan):
@@ -1258,9 +1277,8 @@ def make_parser():
 def show_config(config, preset, flags):
     """`config`: each value, where it comes from, what it means."""
     for f in dataclasses.fields(Config):
-        source = f"default, {f.metadata['source']}"
-        source = f"preset {preset}" if f.name in PRESETS[preset] else source
-        source = "flag" if f.name in flags else source
+        source = ("flag" if f.name in flags else f"preset {preset}" if f.name in PRESETS[preset]
+                  else f"default, {f.metadata['source']}")
         print(f"{f.name:>16} = {getattr(config, f.name)!s:<15} {source:<15} "
               f"{f.metadata['meaning']}")
 
