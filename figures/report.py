@@ -252,9 +252,71 @@ ahead. Behind each share, in points, the paired difference from the full model a
 {source(content)}"""
 
 
+def speed(content):
+    def rows(part, **chosen):
+        return [r for r in content["rows"] if r["part"] == part and all(r[k] == v for k, v in chosen.items())]
+
+    def seconds(x):
+        return "not reached" if x is None else f"{x:,.0f} s"
+    text = ["## How fast is it, and how does it grow?\n\n![speed](speed.png)\n"]
+    if rows("time"):
+        c = content["time"]
+        ends = [[r["schedule"], seconds(r["seconds"]), percent(r["success"], r["success_ci"])] for r in rows("time")
+                if r["epoch"] == r["schedule"]]
+        text.append(f"""Training from scratch until {percent(c['goal'])} of {c['tasks']} validation goals are reached (mean body within 0.1, replanned
+every clip; data generation counts, trying the goals does not): {seconds(c['seconds_on_the_way'])} in the longest schedule; the shortest complete
+schedule that gets there: {seconds(c['seconds_of_shortest_schedule'])}.
+
+{table(['epochs, a complete schedule each', 'training', 'goals reached'], ends)}
+""")
+    if rows("step"):
+        c = content["step"]
+        arms = [[r["arm"], f"{1000 * r['seconds']:.1f} ms", f"{r['sequences_per_second']:,.0f}", number(r["times_shipped"], digits=2)]
+                for r in rows("step")]
+        text.append(f"""A training step of {c['batch']} sequences. Its {c['products']} matrix products ({c['operations'] / 1e9:.1f} billion operations), run by themselves in the same
+shapes and precision, take {number(c['share'], c['share_quartiles'], 2)} of its time (median, quartiles of {c['repeats']} repetitions): {c['operations_per_second'] / 1e9:,.0f} billion operations per second.
+
+{table(['step', 'time', 'sequences per second', 'times the shipped one'], arms)}
+""")
+    for level, title in (("macro", "macro jump"), ("short", "short predictor rolled out")):
+        if rows("plan", level=level):
+            plans = [[r["planner"], r["calls"], f"{1000 * r['seconds']:.1f} ms", percent(r["overhead"]), number(r["cost"], r["cost_ci"], 4),
+                      *(("", "") if r["planner"] == "ours" else (number(r["ours_lower_by"], r["ours_lower_by_ci"], 4),
+                                                                 r["calls_to_match"] or "more than three times as many"))]
+                     for r in rows("plan", level=level)]
+            text.append(f"""One plan for one of {content['goals']} tasks, {title}: same model, cost, bounds, samples and iterations.
+
+{table(['planner', 'predictor calls', 'time', 'outside the predictor', 'cost reached', 'ours is lower by', 'calls in which ours gets there'], plans)}
+""")
+    if rows("simulator"):
+        kinds = list(dict.fromkeys(e["hits"] for r in rows("simulator") for e in r["error"]))
+        lines = []
+        for r in rows("simulator"):
+            error = {e["hits"]: f"{number(e['mean'], e['ci'], 5)}, n = {e['n']}" for e in r["error"]}
+            lines.append([r["simulator"], f"{r['body_frames_per_second']:,.0f}", *(error.get(k, "") for k in kinds)])
+        text.append(f"""Simulators on one core, {content['worlds']} worlds, {content['steps_per_frame']} steps per frame. Error: mean distance from an event-driven solution after
+{content['frames']} frames, by the number of hits between bodies.
+
+{table(['simulator', 'body-frames per second', *(f'error, hits: {k}' for k in kinds)], lines)}
+""")
+    if rows("growth"):
+        lines = []
+        for what, slope in content["exponents"].items():
+            points = [f"{r['size']:,}: {r['seconds']:.3g} s" for r in rows("growth", what=what)]
+            lines.append([what, ", ".join(points), "" if slope is None else f"{slope:.2f}"])
+        text.append(f"""Growth. sequences: data generation and a share of {content['share_of_an_epoch']:g} of an epoch. frames, samples: one plan, short predictor. processes: an
+epoch of {content['sequences_of_processes']:,} sequences, one thread each. Time goes with size to the power of the exponent.
+
+{table(['what', 'time', 'exponent'], lines)}
+""")
+    if content["skipped"]:
+        text.append(f"Not installed or not possible there, so skipped: {', '.join(content['skipped'])}.\n")
+    return "\n".join(text) + source(content)
+
+
 SECTIONS = {"curves": (system, training), "diagnose": (diagnostics,), "probe": (probes,), "plan": (plans,),
             "representation": (representation,), "dynamics": (dynamics,), "surprise": (surprise,),
-            "planning": (planning,), "ablation": (ablation,)}
+            "planning": (planning,), "ablation": (ablation,), "speed": (speed,)}
 LIMITS = """## Limits
 
 One world, three bodies, full state in the observation: what is shown here is a mechanism, not a method for pictures or
