@@ -1,8 +1,8 @@
 """Several processes train as one: the same gradients up to rounding, one writer, one voice.
 
-AdamW's first moment after one step is 0.1 times the gradient, so checkpoints tell gradients. Weights
-tell less: a gradient that is zero but for rounding (of the bias of attention's keys, say) still
-moves its weight by a whole learning rate, in either direction.
+AdamW's first moment after one step is 0.1 times the gradient, so checkpoints tell gradients.
+Weights tell less: a gradient that is zero but for rounding (of the bias of attention's keys, say)
+still moves its weight by a whole learning rate, in either direction.
 """
 import dataclasses
 import subprocess
