@@ -1,7 +1,7 @@
 """How fast is it, against what, and how does it grow?
 
     pip install --no-deps -r figures/requirements-speed.txt         # what it is compared with
-    python figures/speed.py --run runs/quick --precision auto       # 40 minutes on a quiet machine
+    python figures/speed.py --run runs/quick --precision auto       # all of it: half an hour or so
     python figures/speed.py --run runs/quick --only step plan       # parts of it: minutes
     python figures/speed.py --run runs/quick --only time --epochs 3 5 8 10
 
