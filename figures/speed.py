@@ -26,8 +26,8 @@ plan        One plan for one task, from the same start: macro jump, short roll-o
             forces' deviation, as it ships) and of mbrl-lib (the settings of its PETS example), and
             pytorch-mppi (temperature chosen on other validation tasks among "temperatures"; its
             cost also counts the control effort, as published). Cost: of the plan each returns,
-            clipped to the bounds. calls_to_match: after how many calls our mean cost is as low (null:
-            not after three times as many either).
+            clipped to the bounds. calls_to_match: after how many calls our mean cost is as low
+            (null: not after three times as many either).
 simulator   Body-frames per second, one core, against pymunk at the same steps per frame, and the
             error of both after a macro-event against an event-driven solution in float64, by the
             number of hits in it: none, one, or one and more.
@@ -427,11 +427,13 @@ def measure_level(level, run, planners, args):
     if "pytorch-mppi" in planners:
         chosen["temperature"] = choose_temperature(level, run, args)
     for i, problem in enumerate(problems(level, run, config.test_seed, args.n, args)):
-        cost, best = hjepa.latent_cost(problem.predict, problem.start, problem.aim), []
+        cost = hjepa.latent_cost(problem.predict, problem.start, problem.aim)
+        best, spent = [], []
 
         def watched(plans):                                               # a plan that is not timed
             values = cost(plans)
             best.append(min([values.min().item(), *best[-1:]]))
+            spent.append(plans.shape[1] + sum(spent[-1:]))
             return values
         with torch.no_grad(), hjepa.autocast(device, args.precision):
             longer = dataclasses.replace(config, iterations=3 * config.iterations)
@@ -447,12 +449,13 @@ def measure_level(level, run, planners, args):
         for name, plan in plans.items():
             costs[name].append(cost_of(plan, problem, args.precision))
     progress, alone = np.mean(reached, 0), np.array(times["calls alone"])
-    calls = config.samples * config.iterations
+    calls = config.samples * config.iterations  # ours: one more, of the last mean
     for name in planners:
         taken, mean = np.array(times[name]), np.mean(costs[name])
         enough = np.flatnonzero(progress <= mean * (1 + 1e-6))
         difference = common.paired_interval(costs["ours"], costs[name])
-        rows.append({"part": "plan", "level": level, "planner": name, "calls": calls,
+        rows.append({"part": "plan", "level": level, "planner": name,
+                     "calls": calls + (name == "ours"),
                      "seconds": np.median(taken), "cost": mean,
                      "cost_ci": common.interval(costs[name]),
                      "overhead": np.median(1 - alone / taken),
@@ -460,13 +463,11 @@ def measure_level(level, run, planners, args):
                      "seconds_of_calls": np.median(alone),
                      "ours_lower_by": -difference[0],
                      "ours_lower_by_ci": [-difference[1][1], -difference[1][0]],
-                     "calls_to_match": (int(config.samples * (enough[0] + 1)) if len(enough)
-                                        else None),
+                     "calls_to_match": spent[enough[0]] if len(enough) else None,
                      **(chosen if name == "pytorch-mppi" else {})})
-        print("{level}, {planner}: {seconds:.4f} s, {overhead:.0%} of it not in the predictor, cost "
-              "{cost:.4f}, ours as low after {calls_to_match} calls".format(**rows[-1]), flush=True)
-    rows[0]["cost_after"] = [{"calls": config.samples * (i + 1), "cost": c}
-                             for i, c in enumerate(progress)]
+        print("{level}, {planner}: {seconds:.4f} s, {overhead:.0%} of it not in the predictor, "
+              "cost {cost:.4f}, ours as low after {calls_to_match} calls".format(**rows[-1]), flush=True)
+    rows[0]["cost_after"] = [{"calls": n, "cost": c} for n, c in zip(spent, progress)]
     return rows
 
 
