@@ -57,7 +57,6 @@ import io                                       # a checkpoint, before it is a f
 import json                                     # every number that is reported
 import math
 import os
-import platform                                 # the processor's name
 import re                                       # JSON that a reader of diffs can bear
 import shlex                                    # a command that can be repeated
 import sys
@@ -71,7 +70,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-###################################################################################################
 # 1. CONFIG - every number that can be changed, and where it comes from
 ###################################################################################################
 # One frozen dataclass; the command line is generated from it. The second argument says where a
@@ -121,7 +119,8 @@ class Config:
     weight_decay: float = opt(1e-4, "design", "on matrices only", 0.0, 10.0)
     warmup: int = opt(200, "design", "steps of linear warm-up, at most 1/5 of the run", 0, 10**9)
 
-    samples: int = opt(200, "design", "CEM: plans per iteration", 3, 10**6)
+    samples: int = opt(100, "tuned", "CEM: plans per iteration", 3, 10**6)
+    views: int = opt(2, "tuned", "CEM: mirror images a cost is averaged over", 1, 8)
     iterations: int = opt(6, "design", "CEM: iterations", 1, 10**4)
     elites: int = opt(10, "tuned", "CEM: best plans, the next Gaussian fits them", 2, 10**6)
     spread: float = opt(0.6, "design", "CEM: first deviation, in force limits", 1e-6, 10.0)
@@ -162,7 +161,6 @@ PRESETS = {
     "paper": dict(),
 }
 
-###################################################################################################
 # 2. WORLD - what there is to be predicted
 ###################################################################################################
 # Physics that fits in forty lines and yet is not trivial: between hits a body flies a parabola,
@@ -195,8 +193,7 @@ class World:
         place, todo = torch.empty(n, len(radius), 2), torch.arange(n)
         for _ in range(1000 if max(self.radii) < 1 else 0):
             draw = torch.rand(len(todo), len(radius), 2, generator=gen)
-            draw = (2 * draw - 1) * (1 - radius)[:, None]
-            place[todo] = draw
+            place[todo] = draw = (2 * draw - 1) * (1 - radius)[:, None]
             gap = (draw[:, :, None] - draw[:, None]).norm(dim=-1) - touch
             todo = todo[(gap < 0).any(-1).any(-1)]
             if len(todo) == 0:
@@ -268,12 +265,10 @@ class World:
 
     def observe(self, state):
         """(..., bodies, 4) -> (..., F = 4 bodies): what the encoders see, at about unit variance.
-
         With places alone, velocity would have to come from differences of a few thousandths.
         """
         return (state * state.new_tensor([1 / 0.55, 1 / 0.55, 2.0, 2.0])).flatten(-2)
 
-###################################################################################################
 # 3. DATA - what the model gets to see
 ###################################################################################################
 # A sequence is 6 clips that do not overlap: one to look at and five to predict. Nothing but what
@@ -290,12 +285,10 @@ def make_sequences(world, n, clips, gen, hold=5, speed=0.3, device="cpu"):
 
 def random_symmetry(obs, forces, gen):
     """(N, ..., F), (N, ..., A) -> the same, each sample in one of the box's 8 symmetries.
-
     Flip x, flip y, swap the axes: the physics does not change, so this is free data.
     """
     sign = 2.0 * torch.randint(0, 2, (len(obs), 1, 2), generator=gen).to(obs.device) - 1
     swap = torch.randint(0, 2, (len(obs), 1, 1), generator=gen).to(obs.device).bool()
-
     def turn(x):
         pairs = x.reshape(len(x), -1, 2)                                # all numbers come as (x, y)
         return (torch.where(swap, pairs.flip(-1), pairs) * sign).reshape(x.shape)
@@ -303,7 +296,6 @@ def random_symmetry(obs, forces, gen):
 
 def epoch_batches(obs, forces, batch, gen, symmetries=True):
     """Yields obs (B, K, T, F), forces (B, K-1, A), in an order that only gen decides.
-
     What does not fill a batch is left out: the loss needs the statistics of a full one.
     needs: random_symmetry
     """
@@ -313,7 +305,6 @@ def epoch_batches(obs, forces, batch, gen, symmetries=True):
         pair = obs[pick], forces[pick]
         yield random_symmetry(*pair, gen) if symmetries else pair
 
-###################################################################################################
 # 4. ENCODERS - from a clip to two embeddings, a shallow and a deep one
 ###################################################################################################
 # A one-dimensional Vision Transformer: a frame is a token, attention runs over the frames of a
@@ -379,7 +370,6 @@ class Encoder(nn.Module):
         x, z1 = self.shallow(clip)
         return z1, self.deep(x)
 
-###################################################################################################
 # 5. PREDICTORS - what happens next, given the forces
 ###################################################################################################
 # Without forces a predictor could only say what happens on average; with them it answers "what
@@ -414,7 +404,6 @@ class Predictor(nn.Module):
             x = x + (1 + gate) * mlp(norm(x) * (1 + scale) + shift)
         return z + self.leave(self.last(x))                               # most of z carries over
 
-###################################################################################################
 # 6. MODEL - two encoders, two predictors and two small maps put together
 ###################################################################################################
 #   clip 0 --context--> z1 --P1(force 0)-> --P1(force 1)-> ... --P1(force 4)->  each like t1 there
@@ -454,7 +443,6 @@ class HJEPA(nn.Module):
         """z2 (N, D), forces (N, steps, A) -> (N, D): P2, a macro-event in one step."""
         return self.macro(z2, forces.flatten(1))
 
-###################################################################################################
 # 7. LOSS - why the embeddings do not collapse
 ###################################################################################################
 # Both encoders are free, so the prediction error alone has a perfect and useless solution: embed
@@ -524,7 +512,6 @@ def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=
         total = composite + map_weight * (terms["bridge"] + terms["lift"])
     return total, terms
 
-###################################################################################################
 # 8. PLANNER - forces that lead to a goal, found in the embedding
 ###################################################################################################
 # The goal is a clip, seen by the target encoder. A plan is good if the embedding predicted for it
@@ -584,6 +571,17 @@ def macro_cost(model, clip, goal):
     """clip, goal (B, T, F) -> cost of plans of one macro-event: P2.  needs: latent_cost"""
     return latent_cost(model.jump, model.context(clip)[1], model.target(goal)[1])
 
+def mirrored(make_cost, model, clip, goal, views=2):
+    """make_cost: model, clip, goal (B, T, F) -> cost for `cem`. -> the mean of the costs seen in
+    `views` (1 to 8) of the box's symmetries, with plans turned alike. Physics is the same in each,
+    the model's errors are not, most of all at hits: where the images disagree, the cost is high."""
+    def turn(x, image):
+        pairs = x.unflatten(-1, (-1, 2)) * x.new_tensor([1 - 2 * (image & 1), 1 - (image & 2)])
+        return (pairs.flip(-1) if image & 4 else pairs).flatten(-2)
+    images = (0, 7, 1, 6, 2, 5, 3, 4)[:views]   # 0 as it is, 7 flipped both ways, axes swapped
+    costs = [make_cost(model, turn(clip, i), turn(goal, i)) for i in images]
+    return lambda plans: sum(cost(turn(plans, i)) for i, cost in zip(images, costs)) / views
+
 @torch.no_grad()
 def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):
     """Closed loop: plan all that is left, apply the first force for a clip, look, plan again.
@@ -606,7 +604,6 @@ def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):
 
 # Above: pure functions and modules, free to copy. Below: disk, clock and argv.
 
-###################################################################################################
 # 9. PLUMBING - randomness, devices, files
 ###################################################################################################
 
@@ -633,7 +630,6 @@ def pick_precision(name, device):
     are far faster on some processors, slower on others. A run keeps its first choice."""
     if name != "auto" or device.type != "cpu":
         return name if name != "auto" else "bf16" if device.type == "cuda" else "fp32"
-
     def seconds(dtype):                         # the least of many: load only ever adds
         x, w = torch.ones(4096, 128, dtype=dtype), torch.ones(512, 128, dtype=dtype)
         return min(timeit.repeat(lambda: F.linear(x, w), number=1, repeat=30))
@@ -646,15 +642,14 @@ def autocast(device, precision):
 def device_name(device):
     """What a timing was taken on: 'cpu, x86_64, 2 threads' and the like."""
     return f"{device.type}, " + (torch.cuda.get_device_name(device) if device.type == "cuda" else
-                                 f"{platform.machine()}, {torch.get_num_threads()} threads")
+                                 f"{os.uname().machine}, {torch.get_num_threads()} threads")
 
 @contextlib.contextmanager
 def atomic(path):
     """with atomic(path) as part: write part. It becomes `path` when it is whole; until then,
     and for good if anything fails, the old file stays."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(".part." + path.name)
+    part = Path(path).with_name(".part." + Path(path).name)
+    part.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part
         with open(part, "rb") as f:
@@ -764,7 +759,6 @@ def bar(items, label, total):
         yield item
     sys.stderr.write("\r\033[K" if show else "")
 
-###################################################################################################
 # 10. TRAINING - the loop
 ###################################################################################################
 
@@ -788,8 +782,8 @@ def train_epoch(model, optimizer, data, config, epoch, device, precision, rank=0
     per_epoch, log = config.sequences // config.batch, []
     gen = generator(config.seed, "batches", epoch)
     batches = epoch_batches(*data, config.batch, gen, config.symmetries)
-    for i, pair in enumerate(bar(batches, f"epoch {epoch + 1}/{config.epochs}", per_epoch)):
-        step = epoch * per_epoch + i
+    watched = bar(batches, f"epoch {epoch + 1}/{config.epochs}", per_epoch)
+    for step, pair in enumerate(watched, epoch * per_epoch):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.epochs * per_epoch, config.lr, config.warmup)
         with autocast(device, precision):
@@ -894,7 +888,6 @@ def train(config, run):
                 print(f"about {left:.0f} minutes to go at this pace", flush=True)
     return history
 
-###################################################################################################
 # 11. MEASUREMENT - what is in the embeddings, and do plans work
 ###################################################################################################
 
@@ -914,12 +907,10 @@ def latents(model, obs, forces, chunk=4096):
     for o, f in zip(obs.split(chunk), forces.split(chunk)):
         (z1, z2), (t1, t2) = model.context(o[:, 0]), model.target(o[:, -1])
         parts.append((z1, z2, t1, t2, model.rollout(z1, f)[:, -1], model.jump(z2, f)))
-    names = ("z1", "z2", "t1", "t2", "p1", "p2")
-    return {name: torch.cat(z).cpu() for name, z in zip(names, zip(*parts))}
+    return {k: torch.cat(z).cpu() for k, z in zip("z1 z2 t1 t2 p1 p2".split(), zip(*parts))}
 
 def effective_rank(z):
     """(N, D) -> exp(entropy of the normalised singular values of centred z), 1 to D: RankMe [6].
-
     Not to be called under autocast: a covariance in bf16 has a rank of its own.
     """
     z = (z - z.mean(0)).cpu()
@@ -929,14 +920,12 @@ def effective_rank(z):
 
 def ridge(train, validation, test, strengths=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)):
     """Three pairs x (N, P), y (N, Q) -> R2 per column of y (Q,) and predictions (N, Q) on test.
-
     A linear read-out: least squares with a penalty, chosen on validation. In float64, on the CPU.
     """
     x, y = (a.double() for a in train)
     centre, scale, offset = x.mean(0), x.std(0) + 1e-6, y.mean(0)
     a = (x - centre) / scale
     gram, moment = a.T @ a / len(a), a.T @ (y - offset) / len(a)
-
     def score(w, pair):
         guess, true = (pair[0].double() - centre) / scale @ w + offset, pair[1].double()
         return 1 - (guess - true).square().sum(0) / (true - true.mean(0)).square().sum(0), guess
@@ -978,16 +967,17 @@ def solve(planner, model, world, config, clip, goal, gens):
     steps, limit, see = config.steps, world.force_limit, world.observe
     budget = dict(samples=config.samples, iterations=config.iterations, elites=config.elites)
     if planner == "short replanned":
-        return replan(world, clip, steps, lambda now, _: short_cost(model, see(now), see(goal)),
-                      gens, config.spread, config.hold, **budget)
+        return replan(world, clip, steps, lambda now, _: mirrored(
+            short_cost, model, see(now), see(goal), config.views), gens, config.spread,
+            config.hold, **budget)
     forces = clip.new_zeros(len(clip), steps, 2 * clip.shape[2])
     if planner == "random":
         forces = torch.cat([world.random_forces(1, steps, g, clip.device).flatten(2) for g in gens])
     elif planner != "zero":
         cost = {"macro open loop": macro_cost, "short open loop": short_cost}[planner]
         std = torch.full_like(forces, config.spread * limit)
-        forces, _ = cem(cost(model, see(clip), see(goal)), forces, std, gens, low=-limit,
-                        high=limit, **budget)
+        forces, _ = cem(mirrored(cost, model, see(clip), see(goal), config.views), forces, std,
+                        gens, low=-limit, high=limit, **budget)
     return world.rollout(clip[:, -1], forces.unflatten(-1, (-1, 2)), config.hold)[0], forces
 
 def try_tasks(planner, model, world, config, tasks, seed, device, precision):
@@ -1008,9 +998,8 @@ def try_tasks(planner, model, world, config, tasks, seed, device, precision):
 def success(errors):
     """Final errors (n, bodies) -> shares of goals reached by three measures, and the mean error."""
     mean, worst = errors.mean(-1), errors.amax(-1)
-    return {"mean_body": (mean < 0.1).float().mean().item(),
-            "success": (worst < 0.1).float().mean().item(),
-            "strict": (worst < 0.05).float().mean().item(), "error": mean.mean().item()}
+    reached = {"mean_body": mean < 0.1, "success": worst < 0.1, "strict": worst < 0.05}
+    return {**{k: v.float().mean().item() for k, v in reached.items()}, "error": mean.mean().item()}
 
 def bootstrap(outcomes, draws=10_000, seed=0):
     """Outcomes (n,) -> [low, high], the 95 % interval of their mean over resampled tasks."""
@@ -1035,14 +1024,12 @@ def watch(model, world, config, device, precision, tasks=None, n=2048):
     if tasks:
         place = physics(states[:, -1, -1], config.masses)["position"]
         for name, source in (("decode1", "p1"), ("decode2", "p2")):
-            parts = zip(z[source].split(n), place.split(n))
-            row[name] = ridge(*parts)[0].mean().item()
+            row[name] = ridge(*zip(z[source].split(n), place.split(n)))[0].mean().item()
         for name, planner in (("closed", "short replanned"), ("macro", "macro open loop")):
             tried = try_tasks(planner, model, world, config, tasks, seed, device, precision)
             row[name] = success(tried[0])["mean_body"]
     return row
 
-###################################################################################################
 # 12. FIGURES - the paper's curves, diagnostics, probes and plans
 ###################################################################################################
 # Each function reads a checkpoint, never trains, shows test worlds, writes NAME.png and
@@ -1093,7 +1080,6 @@ def curves(args):
 
 def diagnose(args):
     """Did it collapse? Deviation, covariance, correlation, spectrum and rank, per tap and branch.
-
     Collapse shows as deviations near 0, coloured correlations, a spectrum that falls off a cliff.
     """
     model, config = load(args.run, args.device)
@@ -1186,13 +1172,14 @@ def plan(args):
     """CEM towards the embeddings of held-out goals: who arrives how often, one episode as a GIF."""
     from matplotlib.animation import PillowWriter
     model, config = load(args.run, args.device)
-    chosen = {k: getattr(args, k) for k in ("tasks", "samples", "iterations", "elites")}
+    chosen = {k: getattr(args, k) for k in ("tasks", "samples", "iterations", "elites", "views")}
     config = dataclasses.replace(config, **{k: v for k, v in chosen.items() if v is not None})
     world, precision = build_world(config), pick_precision(args.precision, args.device)
     tasks = make_tasks(world, config.tasks, config.steps, generator(config.test_seed, "tasks"),
                        config.hold, config.start_speed)
     print(f"{config.tasks} test goals, {config.steps * config.hold} frames ahead; CEM "
-          f"{config.samples} x {config.iterations}, {config.elites} elites, {precision}")
+          f"{config.samples} x {config.iterations} seen in {config.views} images of the box, "
+          f"{config.elites} elites, {precision}")
     rows, seen = [], {}
     for planner in PLANNERS:
         *seen[planner], seconds = try_tasks(planner, model, world, config, tasks, config.test_seed,
@@ -1219,7 +1206,7 @@ def plan(args):
     axes[0, 3].invert_yaxis()
     publish(args, "plan", figure, config, config.tasks, {
         "frames": config.steps * config.hold, "precision": precision, "samples": config.samples,
-        "iterations": config.iterations, "elites": config.elites,
+        "iterations": config.iterations, "elites": config.elites, "views": config.views,
         "contact": tasks["contact"].tolist(), "rows": rows})
     figure, axes = canvas(1, 1, 4, 4.2)
     _, states, forces = (x[episode].numpy() for x in seen["short replanned"])
@@ -1234,7 +1221,6 @@ def plan(args):
         writer.finish()
     print(f"wrote {args.out / 'plan.gif'}: goal {episode} hollow, forces as arrows")
 
-###################################################################################################
 # 13. COMMAND LINE - subcommands and errors
 ###################################################################################################
 
@@ -1248,7 +1234,6 @@ def make_parser():
     """Settings become flags of `train` and `config`; a flag that is not given is absent."""
     parser = Parser(prog="hjepa.py", allow_abbrev=False, description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="do", metavar="COMMAND", required=True)
-
     def command(name, text):
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     for name, text in (("train", "train, or go on if the run directory holds a checkpoint"),
@@ -1270,7 +1255,7 @@ def make_parser():
         sub.add_argument("--n", type=int, default=4096, help="test sequences to encode (4096)")
         if do is plan:
             sub.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-            for flag in ("tasks", "samples", "iterations", "elites"):
+            for flag in ("tasks", "samples", "iterations", "elites", "views"):
                 sub.add_argument("--" + flag, type=int, help="default: as in the run's config")
     return parser
 

@@ -106,14 +106,15 @@ def cost_maker(name, run, world, goal, decode, meter):
         return hjepa.latent_cost(lambda now, plans: embed(simulate(now, plans), config.samples),
                                  clip[:, -1].flatten(1), embed(goal, 1))
 
-    def decoded(clip, left):
+    def decoded_cost(model, clip, goal):
         return hjepa.latent_cost(lambda z, plans: decode(model.rollout(z, plans)[:, -1]),
-                                 model.context.shallow(see(clip))[1],
-                                 decode(model.target.shallow(see(goal))[1]))
+                                 model.context.shallow(clip)[1],
+                                 decode(model.target.shallow(goal)[1]))
+
+    def decoded(clip, left):
+        return hjepa.mirrored(decoded_cost, model, see(clip), see(goal), config.views)
 
     def both(clip, left):
-        if left <= config.steps:
-            return hjepa.short_cost(model, see(clip), see(goal))
         first = left % config.steps                   # short steps; then jumps lead to the goal
 
         def predict(z, plans):
@@ -123,8 +124,12 @@ def cost_maker(name, run, world, goal, decode, meter):
             for jump in jumps[:-1]:
                 z = model.bridge(model.jump(z, jump))
             return model.jump(z, jumps[-1])
-        return hjepa.latent_cost(predict, model.context(see(clip))[0 if first else 1],
-                                 model.target(see(goal))[1])
+
+        def chained_cost(model, clip, goal):
+            return hjepa.latent_cost(predict, model.context(clip)[0 if first else 1],
+                                     model.target(goal)[1])
+        make = hjepa.short_cost if left <= config.steps else chained_cost
+        return hjepa.mirrored(make, model, see(clip), see(goal), config.views)
     return {"oracle": oracle, "simulator + latent cost": simulator_latent,
             "model + decoded cost": decoded, "both levels": both}[name]
 
@@ -257,7 +262,7 @@ def measure(args, runs):
                   .format(**rows[-1]), flush=True)
         pairs += compare(tried, frames)
     return draw(rows, horizons, args.tasks), args.tasks, {
-        "budget": {k: getattr(config, k) for k in ("samples", "iterations", "elites")},
+        "budget": {k: getattr(config, k) for k in ("samples", "iterations", "elites", "views")},
         "tasks_side_by_side": SIMULATED, "rows": rows, "pairs": pairs, "manifest": manifest}
 
 

@@ -74,7 +74,8 @@ lift, lead from target embeddings to the context's deep embedding. {curves['para
     cov(z) = 1/D sum_(i != j) Cov(z)_ij^2                         VICReg eq. 3-4
 
 **Planner.** The weights are frozen. The cross-entropy method ({c['samples']} samples, {c['iterations']} iterations, {c['elites']} elites) searches the
-forces whose predicted embedding is nearest to the target encoder's embedding of a goal clip; no reward, no decoder.
+forces whose predicted embedding is nearest to the target encoder's embedding of a goal clip, on average over {c['views']} mirror images of the box;
+no reward, no decoder.
 """
 
 
@@ -134,7 +135,8 @@ def plans(plan):
     return f"""## 5. Planning
 
 {plan['n']} goals in test worlds, {plan['frames']} frames ahead: what the same world shows under hidden random forces. Left out are goals
-that zero force nearly reaches. The state at the goal's last frame counts. CEM {plan['samples']} x {plan['iterations']}, {plan['elites']} elites, the same for
+that zero force nearly reaches. The state at the goal's last frame counts. CEM {plan['samples']} x {plan['iterations']}, seen in {plan['views']} images
+of the box, {plan['elites']} elites, the same for
 each planner, {plan['precision']}. {sum(plan['contact'])} of the goals have a body-body hit on the hidden way. Intervals: bootstrap over goals.
 
 ![plans](plan.png)
@@ -225,7 +227,8 @@ def planning(content):
     return f"""## Does it reach goals, and because of the model?
 
 The protocol's rows. Success counts the worst body; "with contact" and "without" split it by whether the hidden way had a
-body-body hit. Skill is 1 - error / error of zero force. Predictor calls count samples; for simulator rows, simulated clips.
+body-body hit. Skill is 1 - error / error of zero force. Predictor calls count samples, once for each image of the box;
+for simulator rows, which need one image only, simulated clips.
 
 ![planning](planning.png)
 

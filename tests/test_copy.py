@@ -160,6 +160,12 @@ def use_macro_cost(m):
     assert m.macro_cost(hjepa.HJEPA(**SMALL), CLIPS[:, 0], CLIPS[:, 1])(PLANS).shape == (4, 3)
 
 
+def use_mirrored(m):
+    cost = m.mirrored(lambda model, clip, goal: lambda plans: plans.square().sum((-1, -2)), None,
+                      CLIPS[:, 0], CLIPS[:, 1])
+    assert cost(PLANS).shape == (4, 3)
+
+
 def use_replan(m):
     world = hjepa.World()
     clip = world.reset(2, gen())[:, None].expand(-1, 5, -1, -1)

@@ -189,7 +189,7 @@ def test_script_runs_and_its_json_has_what_is_promised(smoke, tmp_path):
         if row["part"] == "step":
             assert row["sequences_per_second"] == pytest.approx(128 / row["seconds"], rel=1e-3)
         if row["part"] == "plan":
-            assert row["calls"] == 120 + (row["planner"] == "ours")
+            assert row["calls"] == 240 + (row["planner"] == "ours")
             assert row["cost"] > 0 and row["seconds"] > 0
     assert {r["level"] for r in rows if r["part"] == "plan"} == {"macro", "short"}
     world, = (r for r in rows if r.get("simulator") == "World, all together")

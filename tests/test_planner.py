@@ -216,3 +216,41 @@ def test_costs_look_at_the_right_embeddings():
             leap = model.jump(z2, plans[b, s][None])
             torch.testing.assert_close(macro(plans)[b, s], (leap - t2).square().mean())
     assert short(plans[:, :, :2]).shape == (2, 3)                         # plans of any length
+
+
+def test_a_mirrored_cost_is_the_mean_over_images_of_one_and_the_same_scene():
+    """On a cost that knows physics each image says the same; on one that does not, all eight
+    together do, whichever way the scene is turned; one view is the scene as it is."""
+    world, gen = hjepa.World(), gens(0)[0]
+    start, forces = world.reset(2, gen), world.random_forces(6, 3, gen)
+    clip, goal = (world.observe(start)[:, None].expand(-1, 5, -1) for _ in range(2))
+    plans = forces.flatten(2).unflatten(0, (2, 3))
+
+    def simulated(model, clip, goal):
+        def cost(plans):
+            now = (clip[:, -1].unflatten(-1, (-1, 4)) / world.observe(torch.ones(1, 4)))
+            end, _ = world.rollout(now.repeat_interleave(3, 0), plans.flatten(0, 1).unflatten(
+                -1, (-1, 2)))
+            aim = goal[:, -1].unflatten(-1, (-1, 4)).repeat_interleave(3, 0)
+            return (end[:, -1] - aim).square().mean((-1, -2)).unflatten(0, (2, 3))
+        return cost
+    plain = simulated(None, clip, goal)(plans)
+    for views in (1, 2, 8):
+        torch.testing.assert_close(hjepa.mirrored(simulated, None, clip, goal, views)(plans), plain,
+                                   rtol=1e-3, atol=1e-4)
+    model = hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
+    clip, goal = torch.randn(2, 2, 5, 12, generator=gen)
+
+    def seen(views, turn=lambda x: x):
+        return hjepa.mirrored(hjepa.short_cost, model, turn(clip), turn(goal), views)(turn(plans))
+
+    def flip_x(x):
+        return x * torch.tensor([-1.0, 1.0]).repeat(x.shape[-1] // 2)
+
+    def swap(x):
+        return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    assert torch.equal(seen(1), hjepa.short_cost(model, clip, goal)(plans))
+    for turn in (flip_x, swap, lambda x: swap(flip_x(x))):
+        torch.testing.assert_close(seen(8, turn), seen(8))
+        assert not torch.allclose(seen(1, turn), seen(1), rtol=1e-2)
+    torch.testing.assert_close(seen(2), (seen(1) + seen(1, lambda x: -swap(x))) / 2)

@@ -29,7 +29,7 @@ def test_contents_equal_the_banners():
     assert [text for _, text in found] == promised
     assert [int(text.split(".")[0]) for text in promised] == list(range(1, len(promised) + 1))
     for i, _ in found:
-        assert re.fullmatch("#{50,}", LINES[i - 1]) and re.fullmatch("#{50,}", LINES[i + 1])
+        assert LINES[i - 1] == "" and re.fullmatch("#{99}", LINES[i + 1])
 
 
 def test_size():
