@@ -157,7 +157,7 @@ class Config:
 PRESETS = {
     "smoke": dict(sequences=1024, epochs=3, batch=128, width=32, short_width=64, macro_width=64,
                   samples=40, iterations=3, elites=8, tasks=8, measure_every=2, measure_tasks=4),
-    "quick": dict(epochs=8, measure_every=4, measure_tasks=20),
+    "quick": dict(epochs=9, measure_every=5, measure_tasks=12),
     "paper": dict(),
 }
 

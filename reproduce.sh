@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to figures:   ./reproduce.sh          the paper's 300 epochs (hours on a CPU)
-#                                  ./reproduce.sh quick    8 epochs on the same 49,000 sequences (minutes)
+#                                  ./reproduce.sh quick    9 epochs on the same 49,000 sequences (minutes)
 #                                  ./reproduce.sh test     install what the tests need and run them
 # Makes .venv, installs requirements.txt, trains in runs/, writes figures/ and figures/report.md. Finished
 # steps are skipped, an interrupted training goes on from its last epoch: just call it again.
