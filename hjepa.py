@@ -575,12 +575,13 @@ def mirrored(make_cost, model, clip, goal, views=2):
     """make_cost: model, clip, goal (B, T, F) -> cost for `cem`. -> the mean of the costs seen in
     `views` (1 to 8) of the box's symmetries, with plans turned alike. Physics is the same in each,
     the model's errors are not, most of all at hits: where the images disagree, the cost is high."""
-    def turn(x, image):
-        pairs = x.unflatten(-1, (-1, 2)) * x.new_tensor([1 - 2 * (image & 1), 1 - (image & 2)])
-        return (pairs.flip(-1) if image & 4 else pairs).flatten(-2)
     images = (0, 7, 1, 6, 2, 5, 3, 4)[:views]   # 0 as it is, 7 flipped both ways, axes swapped
-    costs = [make_cost(model, turn(clip, i), turn(goal, i)) for i in images]
-    return lambda plans: sum(cost(turn(plans, i)) for i, cost in zip(images, costs)) / views
+    def turn(x):                                # -> (views B, ...): images are tasks of their own
+        pairs = x.unflatten(-1, (-1, 2))
+        turned = [pairs * x.new_tensor([1 - 2 * (i & 1), 1 - (i & 2)]) for i in images]
+        return torch.cat([t.flip(-1) if i & 4 else t for i, t in zip(images, turned)]).flatten(-2)
+    cost = make_cost(model, turn(clip), turn(goal))
+    return lambda plans: cost(turn(plans)).unflatten(0, (views, -1)).mean(0)
 
 @torch.no_grad()
 def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):
