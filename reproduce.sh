@@ -35,7 +35,7 @@ py=.venv/bin/python
 if [ "$mode" = test ]; then
     install tests/requirements.txt
     say "running the tests"
-    exec $py -m pytest tests -q
+    exec $py -m pytest tests -q -n 2          # two processes, of one thread each
 fi
 
 run=runs/$mode

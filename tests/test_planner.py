@@ -232,7 +232,7 @@ def test_a_mirrored_cost_is_the_mean_over_images_of_one_and_the_same_scene():
             end, _ = world.rollout(now.repeat_interleave(3, 0), plans.flatten(0, 1).unflatten(
                 -1, (-1, 2)))
             aim = goal[:, -1].unflatten(-1, (-1, 4)).repeat_interleave(3, 0)
-            return (end[:, -1] - aim).square().mean((-1, -2)).unflatten(0, (2, 3))
+            return (end[:, -1] - aim).square().mean((-1, -2)).unflatten(0, (-1, 3))
         return cost
     plain = simulated(None, clip, goal)(plans)
     for views in (1, 2, 8):
