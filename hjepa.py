@@ -571,17 +571,17 @@ def macro_cost(model, clip, goal):
     """clip, goal (B, T, F) -> cost of plans of one macro-event: P2.  needs: latent_cost"""
     return latent_cost(model.jump, model.context(clip)[1], model.target(goal)[1])
 
+def images(x, views=2):
+    """(B, ..., 2 m) -> (views B, ..., 2 m): as it is, flipped both ways with axes swapped, ..."""
+    pairs, order = x.unflatten(-1, (-1, 2)), (0, 7, 1, 6, 2, 5, 3, 4)[:views]
+    turned = [pairs * x.new_tensor([1 - 2 * (i & 1), 1 - (i & 2)]) for i in order]
+    return torch.cat([t.flip(-1) if i & 4 else t for i, t in zip(order, turned)]).flatten(-2)
+
 def mirrored(make_cost, model, clip, goal, views=2):
-    """make_cost: model, clip, goal (B, T, F) -> cost for `cem`. -> the mean of the costs seen in
-    `views` (1 to 8) of the box's symmetries, with plans turned alike. Physics is the same in each,
-    the model's errors are not, most of all at hits: where the images disagree, the cost is high."""
-    images = (0, 7, 1, 6, 2, 5, 3, 4)[:views]   # 0 as it is, 7 flipped both ways, axes swapped
-    def turn(x):                                # -> (views B, ...): images are tasks of their own
-        pairs = x.unflatten(-1, (-1, 2))
-        turned = [pairs * x.new_tensor([1 - 2 * (i & 1), 1 - (i & 2)]) for i in images]
-        return torch.cat([t.flip(-1) if i & 4 else t for i, t in zip(images, turned)]).flatten(-2)
-    cost = make_cost(model, turn(clip), turn(goal))
-    return lambda plans: cost(turn(plans)).unflatten(0, (views, -1)).mean(0)
+    """make_cost(model, clip, goal (B, T, F)) -> cost for `cem`, here averaged over `views` (1 to 8)
+    images: physics is the same in each, the model's errors at hits are not.  needs: images"""
+    cost = make_cost(model, images(clip, views), images(goal, views))
+    return lambda plans: cost(images(plans, views)).unflatten(0, (views, -1)).mean(0)
 
 @torch.no_grad()
 def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):

@@ -160,6 +160,10 @@ def use_macro_cost(m):
     assert m.macro_cost(hjepa.HJEPA(**SMALL), CLIPS[:, 0], CLIPS[:, 1])(PLANS).shape == (4, 3)
 
 
+def use_images(m):
+    assert torch.equal(m.images(PLANS, 8)[:4], PLANS) and m.images(PLANS, 3).shape == (12, 3, 5, 6)
+
+
 def use_mirrored(m):
     cost = m.mirrored(lambda model, clip, goal: lambda plans: plans.square().sum((-1, -2)), None,
                       CLIPS[:, 0], CLIPS[:, 1])

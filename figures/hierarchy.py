@@ -1,0 +1,292 @@
+"""Do two levels plan farther than one, or with less?
+
+    python figures/hierarchy.py --run runs/paper                   # 25, 50 and 75 frames
+    python figures/hierarchy.py --run runs/quick --frames 75 --tasks 60 --validation
+
+The tasks are those of planning.py. Every planner chooses one force per clip, sees the outcome and
+plans again; the state at the last frame counts. Each is tried with the same settings of CEM, from
+few plans to many, so that success can be read against what it cost.
+
+    flat          P1 rolled out to the goal
+    flat, held    the same, one force held for 25 frames: coarse actions without a coarse model
+    macro alone   P2, jump after jump with a bridge between; plans again every 25 frames
+    mixed         short steps up to the next multiple of 25 frames before the goal, lift, jumps
+    top-down      every 25 frames jumps are planned to the goal; where the first of them lands is
+                  what the short level aims at until then, planning again every clip
+    joint         as mixed, but both levels' plans are improved in turn: the jumps from where the
+                  short steps lead, then the short steps with the jumps fixed behind them
+    oracle        flat, in the true simulator with true positions
+
+Mixed and top-down are flat for the last nine clips, joint for the last five: so at 25 frames they
+are all flat, and not tried. A call is one sample that a predictor evaluates, whichever: P2 is the
+larger one, which the seconds show. One task after the other, the oracle's side by side.
+
+rows: a planner, a horizon, a setting. pairs: a two-level planner's row minus the dearest row of
+flat that made no more calls (mean body within 0.1, the same tasks), with its paired interval; and
+`saving`: calls of the cheapest row of flat that reaches as many goals, over its own (absent: no row
+of flat does).
+"""
+import sys
+import time
+
+import common
+import hjepa
+import planning
+import torch
+
+PLANNERS = ("flat", "flat, held", "macro alone", "mixed", "top-down", "joint", "oracle")
+TWO_LEVELS = ("mixed", "top-down", "joint")
+SETTINGS = ((12, 3), (12, 6), (25, 6), (50, 6), (100, 6))     # CEM: samples per image, iterations
+COLOURS = dict(zip(PLANNERS, ("#2166ac", "#92c5de", "#999999", "#d6604d", "#b2182b", "#762a83",
+                              "#1b7837")))
+
+
+class Levels:
+    """The planners. Each is a method: clip (B, T, bodies, 4), clips left, memory -> the force for
+    the next clip (B, A) and what it wants to remember. memory is None at first.
+
+    goal (B, T, bodies, 4); gens: a CPU generator per task.
+    """
+
+    def __init__(self, run, world, goal, gens, samples, iterations):
+        self.model, self.config, self.world, self.gens = run.model, run.config, world, gens
+        self.samples, self.iterations = samples, iterations
+        self.span, self.goal = run.config.steps, self.images(world.observe(goal))
+
+    def images(self, x):
+        return hjepa.images(x, self.config.views)
+
+    def see(self, clip):
+        return self.images(self.world.observe(clip))
+
+    def search(self, cost, mean, iterations=None):
+        """cost of plans seen in all images, one after the other -> the best plan (B, K, A)."""
+        views, limit = self.config.views, self.world.force_limit
+        plan, _ = hjepa.cem(
+            lambda plans: cost(self.images(plans)).unflatten(0, (views, -1)).mean(0), mean,
+            torch.full_like(mean, self.config.spread * limit), self.gens, samples=self.samples,
+            iterations=iterations or self.iterations, low=-limit, high=limit,
+            elites=min(self.config.elites, max(3, self.samples // 10)))
+        return plan
+
+    def nothing(self, clip, clips):
+        """The first mean: no force."""
+        return clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
+
+    def chain(self, z, plans, first):
+        """z1 (N, D), or z2 if first is 0; plans (N, K, A) -> (N, D): `first` short steps, then
+        jumps to the end."""
+        if first:
+            z = self.model.lift(self.model.rollout(z, plans[:, :first])[:, -1])
+        *jumps, last = plans[:, first:].split(self.span, 1)
+        for jump in jumps:
+            z = self.model.bridge(self.model.jump(z, jump))
+        return self.model.jump(z, last)
+
+    def chained_cost(self, z, first):
+        return hjepa.latent_cost(lambda z, plans: self.chain(z, plans, first), z,
+                                 self.model.target(self.goal)[1])
+
+    def flat(self, clip, left, plan):
+        plan = self.nothing(clip, left) if plan is None else plan
+        plan = self.search(hjepa.short_cost(self.model, self.see(clip), self.goal), plan)
+        return plan[:, 0], plan[:, 1:]
+
+    def flat_held(self, clip, left, plan):
+        """plan holds a force per 25 frames, counted back from the goal."""
+        chunk = torch.tensor([(-left % self.span + k) // self.span for k in range(left)])
+        plan = self.nothing(clip, chunk[-1] + 1) if plan is None else plan
+        cost = hjepa.short_cost(self.model, self.see(clip), self.goal)
+        plan = self.search(lambda plans: cost(plans[..., chunk, :]), plan)
+        return plan[:, 0], plan[:, 1:] if (left - 1) % self.span == 0 else plan
+
+    def macro_alone(self, clip, left, plan):
+        if left % self.span == 0:
+            plan = self.nothing(clip, left) if plan is None else plan
+            z2 = self.model.context(self.see(clip))[1]
+            plan = self.search(self.chained_cost(z2, 0), plan)
+        return plan[:, 0], plan[:, 1:]
+
+    def mixed(self, clip, left, plan):
+        if left < 2 * self.span:
+            return self.flat(clip, left, plan)
+        plan = self.nothing(clip, left) if plan is None else plan
+        z1, z2 = self.model.context(self.see(clip))
+        first = left % self.span
+        plan = self.search(self.chained_cost(z1 if first else z2, first), plan)
+        return plan[:, 0], plan[:, 1:]
+
+    def top_down(self, clip, left, memory):
+        """memory: the forces of both levels' plans (B, left, A), the sub-goal (views B, D). What P2
+        expects is a target z2, what P1 expects a target z1: they are compared as context z2."""
+        plan, aim = memory or (self.nothing(clip, left), None)
+        if left < 2 * self.span:
+            force, plan = self.flat(clip, left, plan)
+            return force, (plan, None)
+        model, seen = self.model, self.see(clip)
+        if left % self.span == 0:
+            z2 = model.context(seen)[1]
+            plan = self.search(self.chained_cost(z2, 0), plan)
+            aim = model.bridge(model.jump(z2, self.images(plan[:, :self.span])))
+        first = left % self.span or self.span
+        near = self.search(hjepa.latent_cost(
+            lambda z, plans: model.lift(model.rollout(z, plans)[:, -1]),
+            model.context.shallow(seen)[1], aim), plan[:, :first])
+        return near[:, 0], (torch.cat([near[:, 1:], plan[:, first:]], 1), aim)
+
+    def joint(self, clip, left, plan, rounds=2):
+        """Half of the iterations in each of two rounds. No level waits for the other's last word."""
+        if left <= self.span:
+            return self.flat(clip, left, plan)
+        plan = self.nothing(clip, left) if plan is None else plan
+        z1, half = self.model.context.shallow(self.see(clip))[1], max(1, self.iterations // rounds)
+        first = left % self.span or self.span
+        near, far = plan[:, :first], plan[:, first:]
+        for _ in range(rounds):
+            reached = self.model.lift(self.model.rollout(z1, self.images(near))[:, -1])
+            far = self.search(self.chained_cost(reached, 0), far, half)
+            behind = self.images(far)
+
+            def predict(z, plans):
+                fixed = behind.repeat_interleave(len(plans) // len(behind), 0)
+                return self.chain(z, torch.cat([plans, fixed], 1), first)
+            near = self.search(hjepa.latent_cost(predict, z1, self.model.target(self.goal)[1]), near,
+                               half)
+        return near[:, 0], torch.cat([near[:, 1:], far], 1)
+
+
+@torch.no_grad()
+def attempt(name, run, world, tasks, pick, samples, iterations, meter=None, device="cpu"):
+    """Planner `name` on the tasks `pick` (a tensor of numbers) -> final errors (B, bodies)."""
+    config, steps = run.config, tasks["forces"].shape[1]
+    clip, goal = (tasks[k][pick].to(device) for k in ("clip", "goal"))
+    gens = [hjepa.generator(config.test_seed, f"hierarchy, {name}", i) for i in pick.tolist()]
+    if name == "oracle":
+        search = planning.cost_maker(name, run, world, goal, None, meter)
+        states, _ = hjepa.replan(world, clip, steps, search, gens, config.spread, config.hold,
+                                 samples=samples, iterations=iterations,
+                                 elites=min(config.elites, max(3, samples // 10)))
+        clip = states[:, -config.hold:]
+    else:
+        levels, memory = Levels(run, world, goal, gens, samples, iterations), None
+        plan = getattr(levels, name.replace(", ", "_").replace(" ", "_").replace("-", "_"))
+        for left in range(steps, 0, -1):
+            force, memory = plan(clip, left, memory)
+            clip, _ = world.rollout(clip[:, -1], force.unflatten(-1, (-1, 2))[:, None], config.hold)
+    return (clip[:, -1, :, :2] - goal[:, -1, :, :2]).norm(dim=-1).cpu()
+
+
+def try_setting(name, runs, world, tasks, setting, args):
+    """-> errors (runs, tasks, bodies), calls and seconds per task."""
+    n, errors, calls, start = len(tasks["clip"]), [], 0, time.perf_counter()
+    parts = torch.arange(n).split(planning.SIMULATED.get(name, 1))
+    for run in runs[:1] if name == "oracle" else runs:
+        label = f"{tasks['forces'].shape[1]} clips, {name} {setting[0]} x {setting[1]}"
+        with planning.metered(run.model) as meter, hjepa.autocast(args.device, args.precision):
+            errors.append(torch.cat([
+                attempt(name, run, world, tasks, part, *setting, meter, args.device)
+                for part in hjepa.bar(parts, label, len(parts))]))
+        calls += meter["calls"]
+    return torch.stack(errors), calls / n / len(errors), (
+        time.perf_counter() - start) / n / len(errors)
+
+
+def compare(rows, frames):
+    """What two levels gain over flat, for one horizon."""
+    def reached(row):
+        return (torch.tensor(row["errors"]).mean(-1) < 0.1).numpy()
+    flat = sorted((row for row in rows if row["planner"] == "flat" and row["frames"] == frames),
+                  key=lambda row: row["predictor_calls"])
+    pairs = []
+    for row in rows:
+        if row["frames"] != frames or row["planner"] not in TWO_LEVELS:
+            continue
+        pair = {"frames": frames, **{k: row[k] for k in ("planner", "samples", "iterations")}}
+        for rival in flat:                                                # the dearest stays
+            if rival["predictor_calls"] <= row["predictor_calls"]:
+                pair["mean_body"], pair["mean_body_ci"] = common.paired_interval(reached(row),
+                                                                                 reached(rival))
+                pair["rival"] = [rival["samples"], rival["iterations"]]
+        equal = [rival for rival in flat if rival["mean_body"] >= row["mean_body"]]
+        if equal:
+            pair["saving"] = equal[0]["predictor_calls"] / row["predictor_calls"]
+        pairs.append(pair)
+    return pairs
+
+
+def draw(rows, horizons, n):
+    """Success against predictor calls above, against seconds below; a column per horizon."""
+    figure, axes = hjepa.canvas(2, len(horizons), 5 * len(horizons), 9)
+    for column, frames in zip(axes.T, horizons):
+        for name in PLANNERS:
+            mine = [row for row in rows if row["planner"] == name and row["frames"] == frames]
+            for ax, key in zip(column, ("predictor_calls", "seconds")):
+                if mine and not (name == "oracle" and ax is column[0]):   # it calls no predictor
+                    x, y = ([row[k] for row in mine] for k in (key, "mean_body"))
+                    ax.plot(x, y, "o-", color=COLOURS[name], label=name, ms=4)
+                    ax.fill_between(x, *zip(*(row["mean_body_ci"] for row in mine)),
+                                    color=COLOURS[name], alpha=0.12, lw=0)
+                ax.set(xscale="log", ylim=(-0.02, 1.02), xlabel=f"{key.replace('_', ' ')} per task")
+                ax.grid(color="0.9")
+        column[0].set_title(f"{frames} frames: share of {n} goals, mean body within 0.1")
+    for ax in axes[:, -1]:
+        ax.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def measure(args, runs):
+    config, rows, pairs = runs[0].config, [], []
+    world, event = hjepa.build_world(config), config.steps * config.hold
+    horizons = sorted(set(args.frames or [event, 2 * event, 3 * event]))
+    settings = [tuple(pair) for pair in args.setting or SETTINGS]
+    for frames in horizons:
+        if frames % event or frames < event:
+            raise hjepa.Refusal(f"--frames {frames}: give multiples of {event}")
+    for samples, iterations in settings:
+        if samples < 3 or iterations < 1:
+            raise hjepa.Refusal(f"--setting {samples} {iterations}: give 3 samples or more, and 1 "
+                                "iteration or more")
+    seed = config.validation_seed if args.validation else config.test_seed
+    for frames in horizons:
+        tasks = hjepa.make_tasks(world, args.tasks, frames // config.hold,
+                                 hjepa.generator(seed, "tasks", 0 if frames == event else frames),
+                                 config.hold, config.start_speed)
+        met = tasks["contact"]
+        for name in args.only or PLANNERS:
+            if name in TWO_LEVELS and frames == event:
+                continue
+            for setting in settings:
+                errors, calls, seconds = try_setting(name, runs, world, tasks, setting, args)
+                row = {"planner": name, "frames": frames, "samples": setting[0],
+                       "iterations": setting[1], "predictor_calls": calls, "seconds": seconds}
+                for key, values in planning.outcomes(errors).items():
+                    row[key], row[key + "_ci"] = values.mean().item(), common.interval(values)
+                    for split, who in (("contact", met), ("no contact", ~met)):
+                        row.setdefault(split, {"n": int(who.sum())})
+                        if who.any():
+                            row[split][key] = values[:, who].mean().item()
+                            row[split][key + "_ci"] = common.interval(values[:, who])
+                rows.append({**row, "errors": errors.tolist()})
+                print("{frames} frames, {planner:>11} {samples:3d} x {iterations}: mean body "
+                      "within 0.1 {mean_body:6.1%}, worst body {success:6.1%}, "
+                      "{predictor_calls:7.0f} calls, {seconds:.2f} s".format(**row), flush=True)
+        pairs += compare(rows, frames)
+    return draw(rows, horizons, args.tasks), args.tasks, {
+        "tasks_of": "validation" if args.validation else "test", "views": config.views,
+        "settings": settings, "tasks_side_by_side": {"oracle": planning.SIMULATED["oracle"]},
+        "rows": rows, "pairs": pairs}
+
+
+if __name__ == "__main__":
+    parser = common.make_parser("hierarchy", __doc__, tasks=(200, "goals per horizon"))
+    parser.add_argument("--frames", type=int, nargs="+",
+                        help="horizons (default: 1, 2 and 3 macro-events: 25 50 75)")
+    parser.add_argument("--setting", type=int, nargs=2, action="append",
+                        metavar=("SAMPLES", "ITERATIONS"),
+                        help="of CEM; repeat it (default: %s)" % ", ".join(
+                            f"{s} x {i}" for s, i in SETTINGS))
+    parser.add_argument("--only", nargs="+", choices=PLANNERS, metavar="PLANNER",
+                        help="planners to try (default: all)")
+    parser.add_argument("--validation", action="store_true",
+                        help="goals of validation worlds: to choose on, not to report")
+    sys.exit(common.main(parser, measure))
