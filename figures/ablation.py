@@ -39,7 +39,7 @@ PLANS = {"closed": "short replanned", "macro": "macro open loop"}
 
 
 def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=1.0, map_weight=5.0,
-              stop=False, one_step=False, macro=True):
+              gather=lambda z: z, *, stop=False, one_step=False, macro=True):
     """hjepa.objective, with three more ways to leave a part out. Without them it is the same."""
     batch, clips = obs.shape[:2]
     z1, z2 = model.context(obs[:, 0])
@@ -59,7 +59,7 @@ def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=
              "pred2": F.mse_loss(leap.float(), aim2.float())}
     composite = pred_weight * (terms["pred1"] + terms["pred2"] * macro)
     for name, z in (("c1", z1), ("t1", t1), ("c2", z2), ("t2", t2)):
-        std, cov = terms["std_" + name], terms["cov_" + name] = hjepa.vicreg_terms(z)
+        std, cov = terms["std_" + name], terms["cov_" + name] = hjepa.vicreg_terms(gather(z))
         if macro or name in ("c1", "t1"):
             composite = composite + std_weight * std + cov_weight * cov
     terms["composite"] = total = composite

@@ -38,6 +38,21 @@ def test_with_nothing_left_out_it_is_the_objective_of_training():
     assert ours[0] == theirs[0] and ours[1] == theirs[1]
 
 
+@pytest.mark.parametrize("name", ablation.VARIANTS)
+def test_the_loop_calls_each_variant_as_it_calls_its_own_objective(name, tmp_path):
+    """An argument of the loop must not land in an option of the variant: a setting alone changes
+    what it says, so that such a variant trains to the very weights of a run with that setting."""
+    settings, options, world = ablation.VARIANTS[name]
+    config = hjepa.Config(**{**hjepa.PRESETS["smoke"], "sequences": 128, "batch": 64, "epochs": 1,
+                             "measure_every": 0, "device": "cpu", "precision": "fp32", **settings})
+    with ablation.without(name):
+        hjepa.train(config, tmp_path / "variant")
+    hjepa.train(config, tmp_path / "plain")
+    a, b = (hjepa.load(tmp_path / run)[0].state_dict() for run in ("variant", "plain"))
+    same = all(torch.equal(a[k], b[k]) for k in a)
+    assert same == (not options and world is hjepa.World)
+
+
 def test_stopped_targets_get_nothing_from_the_prediction_error():
     only = dict(std_weight=0.0, cov_weight=0.0, map_weight=0.0)
     reached = gradients(model(), stop=True, **only)
