@@ -2,7 +2,7 @@
 # From a fresh clone to figures:   ./reproduce.sh          the paper's 300 epochs (hours on a CPU)
 #                                  ./reproduce.sh quick    9 epochs on the same 49,000 sequences (minutes)
 #                                  ./reproduce.sh test     install what the tests need and run them
-# Makes .venv, installs requirements.txt, trains in runs/, writes figures/ and figures/report.md. Finished
+# Makes .venv, installs requirements.txt, trains in runs/, writes figures/ and the report in it. Finished
 # steps are skipped, an interrupted training goes on from its last epoch: just call it again.
 # PYTHON=python3.12 ./reproduce.sh   uses another interpreter (3.11 to 3.13).
 set -euo pipefail
@@ -61,12 +61,15 @@ done
 frames=25                                       # the long horizons take an hour: for the full run only
 [ "$mode" = paper ] && frames="25 50 75"
 figure planning $py figures/planning.py --run "$run" --precision auto --frames $frames
+figure episode $py figures/episode.py --run "$run" --precision auto
+figure diagram $py figures/diagram.py --run "$run"
 if [ "$mode" = paper ]; then                    # ablations retrain the quick preset, nine times
     say "training preset quick, the base of the ablations"
     $py hjepa.py train --preset quick --run runs/quick
     run=runs/quick
     figure ablation $py figures/ablation.py --run "$run" --precision auto
 fi
+install figures/requirements-report.txt
 say "report"
 $py figures/report.py
-say "done: figures/ and figures/report.md"
+say "done: figures/, with figures/report.html and figures/report.md"

@@ -1,8 +1,10 @@
-"""Writes figures/report.md, the technical report, from the JSON files beside this script.
+"""Writes figures/report.md, the technical report, from the JSON files beside this script, and report.html: the
+same on one page that needs no other file, with a player for the planning episode, fit to be printed.
 
     python figures/report.py [--figures figures] [--readme]
 
---readme also brings the numbers of README.md up to date.
+--readme also brings the numbers of README.md up to date. The page needs one package more than the rest,
+pip install -r figures/requirements-report.txt; without it report.md alone is written.
 
 Text stands here, numbers only in the JSON files, each written by the command named in it. A study that has
 not been run is named as missing, with the command that runs it. In README a number is followed by a comment
@@ -10,12 +12,15 @@ that says where it comes from, `<!-- FILE PATH [%] DIGITS -->`; only such number
 """
 import argparse
 import json
+import math
 import os
 import re
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+import page                                                               # noqa: E402
 
 
 def table(head, rows):
@@ -24,14 +29,52 @@ def table(head, rows):
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
+CAPTIONS = {
+    "curves": "training, epoch by epoch: the composite, the prediction errors and maps, variance and covariance "
+              "terms, and what is watched on validation worlds.",
+    "diagnose": "the diagnostic protocol, a column per set: deviation of each dimension, covariance, correlation, "
+                "spectrum. Last row: the gauges over training.",
+    "probe": "linear probes. Left: decoded against true position, shallow tap. Right: R2 of each source.",
+    "representation": "gauges and probes of both taps of both encoders, with controls.",
+    "dynamics": "error against horizon, by contacts and by the forces told; the response to forces on one body.",
+    "surprise": "share of pairs in which the impossible film surprises more, and surprise around the event.",
+    "plan": "where three planners leave the bodies (solid) against the goal (dashed); share of goals reached.",
+    "episode": "an episode. Filled: bodies with their way so far; dashed: goals; arrows: the forces of the next clip.",
+    "planning": "share of goals reached and final error, each row with its interval; crosses split by contact.",
+    "hierarchy": "share of goals reached against predictor calls (above) and seconds (below), a column per horizon.",
+    "ablation": "the run without each part.",
+    "speed": "time to train, time per step and per plan, simulators, and growth."}
+
+
+def picture(name, caption=None):
+    """A picture of this folder and its caption, which `count` will number."""
+    return f"![{name}]({name}.png)\n\n*Figure: {caption or CAPTIONS[name]}*"
+
+
 def percent(x, ci=None):
     """0.954, [0.92, 0.98] -> '95.4 % (92.0 to 98.0)'."""
     return f"{100 * x:.1f} %" + (f" ({100 * ci[0]:.1f} to {100 * ci[1]:.1f})" if ci else "")
 
 
+def points(x, ci):
+    """0.031, [-0.01, 0.07] -> '+3.1 (-1.0 to +7.0)': a difference of two shares, in points."""
+    return f"{100 * x:+.1f} ({100 * ci[0]:+.1f} to {100 * ci[1]:+.1f})"
+
+
 def number(x, ci=None, digits=3):
     """0.954, [0.92, 0.98] -> '0.954 (0.920 to 0.980)'."""
     return f"{x:.{digits}f}" + (f" ({ci[0]:.{digits}f} to {ci[1]:.{digits}f})" if ci else "")
+
+
+def listed(words):
+    """['a', 'b', 'c'] -> 'a, b and c'."""
+    *most, last = map(str, words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def one(rows, **chosen):
+    """The first row with these values, or None."""
+    return next((row for row in rows if all(row[k] == v for k, v in chosen.items())), None)
 
 
 def source(content):
@@ -41,132 +84,319 @@ def source(content):
             f"{content['sequences']:,} sequences; measured on {content['device']}, torch {content['torch']}.*\n")
 
 
-def system(curves):
+# The sections, in the order of the report. Each takes `found`, JSON contents by name, and returns Markdown without
+# its heading.
+
+def abstract(found):
+    """The report in one paragraph, as far as it was measured."""
+    text = ["""H-JEPA predicts in representation space, at two time scales, and plans there: the cross-entropy method
+searches forces whose predicted embedding equals that of a goal. Nothing is reconstructed, no reward is given."""]
+    if "curves" in found:
+        c = found["curves"]
+        text.append(f"""The model of this report has {c['parameters'] / 1e6:.2f} M parameters; {c['epochs']} epochs of
+{c['sequences']:,} sequences took {c['minutes']:.1f} minutes ({c['trained_on']}).""")
+    if "diagnose" in found:
+        rows = found["diagnose"]["rows"]
+        low, rank = min(r["std_min"] for r in rows), min(r["rank"] for r in rows)
+        text.append(f"""The smallest standard deviation of any dimension of its embeddings is {low:.2f}, where the loss
+aims at 1; the smallest effective rank is {rank:.0f} of {rows[0]['dimensions']}.""")
+    if "plan" in found:
+        c = found["plan"]
+        best, jump, idle = (one(c["rows"], planner=name) for name in ("short replanned", "macro open loop", "zero"))
+        text.append(f"""Of {c['n']} goals in test worlds, {c['frames']} frames ahead, replanning every clip with the
+short predictor reaches {percent(best['mean_body'], best['mean_body_ci'])} by the mean body,
+{percent(best['success'], best['success_ci'])} by the worst. By the mean body, one jump of the macro predictor reaches
+{percent(jump['mean_body'])}, zero force {percent(idle['mean_body'])}.""")
+    row = one(found["planning"]["rows"], planner="short replanned") if "planning" in found else None
+    if row and row["contact"]["n"] and row["no contact"]["n"]:
+        hit, free = row["contact"]["success"], row["no contact"]["success"]
+        hard = "the hard part" if hit < free else "no harder than free flight"
+        text.append(f"""Hits between bodies are {hard}: by the worst body, {percent(hit)} of the goals with a hit on the
+way are reached, {percent(free)} of those without.""")
+    if "hierarchy" in found:
+        text.append("Two levels against one: " + two_levels(found["hierarchy"]["pairs"]))
+    return "\n".join(text) + "\n"
+
+
+def system(found):
+    curves = found["curves"]
     c = curves["config"]
-    return f"""## 1. The system
+    return f"""H-JEPA (Patil, *Micro-World Models*, Zenodo 2026, doi 10.5281/zenodo.20403374) is a hierarchical
+joint-embedding predictive architecture for a small physical world. A generative world model predicts the next
+observation. A JEPA predicts the *embedding* of the next observation, and is free to leave out what cannot be
+predicted. *Hierarchical* means two time scales: a shallow embedding is predicted one clip ahead and rolled out; a
+deep one is predicted a whole macro-event ahead, in one jump. Forces enter both predictors, so the model answers "what
+if", and searching over the answers is planning.
 
-H-JEPA (Patil, *Micro-World Models*, Zenodo 2026, doi 10.5281/zenodo.20403374) predicts in representation space, at two
-time scales, and plans there. Only the paper's abstract is public; what it does not fix is our choice, marked in
-`python hjepa.py config`.
+Only the paper's abstract is public. What it does not fix is our choice; the section on deviations lists what is fixed
+and what is not.
 
-**World.** {len(c['masses'])} discs of mass {', '.join(f'{m:g}' for m in c['masses'])} in the box [-1, 1]², area proportional to mass,
-elastic hits, reflecting walls. A force of at most {c['force_limit']:g} per body and axis is held for {c['hold']} frames of
-{c['frame']:g} s. Position and velocity of each body are observed.
+**World.** {len(c['masses'])} discs of mass {', '.join(f'{m:g}' for m in c['masses'])} in the box [-1, 1]², area
+proportional to mass, elastic hits, reflecting walls. A force of at most {c['force_limit']:g} per body and axis is
+held for {c['hold']} frames of {c['frame']:g} s. Position and velocity of each body are observed. Between hits a body
+flies a parabola, which is easy to learn. A hit depends on two places, two velocities and two masses at once, and
+magnifies small errors: there a model has to show what it knows.
 
-**Clips.** A clip is {c['hold']} frames, a macro-event {c['steps']} clips, {c['steps'] * c['hold']} frames. The model sees one clip and predicts those
-that follow, given the forces.
+**Clips.** A clip is {c['hold']} frames, a macro-event {c['steps']} clips, {c['steps'] * c['hold']} frames. The model
+sees one clip and predicts those that follow, given the forces. Clips do not overlap, so that nothing but what physics
+carries over can be predicted.
+{'Each training sample is seen in a random one of the eight flips and swaps of the box.' if c['symmetries'] else ''}
 
 **Encoders.** Context and target encoder, each a one-dimensional Vision Transformer over the frames of a clip (width
-{c['width']}, {c['heads']} heads): the shallow tap after block {c['tap']}, the deep tap after block {c['depth']}, {c['latent']} dimensions each.
+{c['width']}, {c['heads']} heads): the shallow tap after block {c['tap']}, the deep tap after block {c['depth']},
+{c['latent']} dimensions each. A tap reads all frames at once, each from its own place, so order in time is kept.
 {'One encoder serves both roles.' if c['shared'] else 'Both are trained; no moving average, no stopped gradient.'}
 
-**Predictors.** The short one predicts the next clip's shallow embedding and is trained rolled out on its own
-predictions; the macro one predicts the deep embedding {c['steps'] * c['hold']} frames ahead in one jump. Both are residual networks
-whose blocks are shifted, scaled and gated by the forces (widths {c['short_width']} and {c['macro_width']}). Two small maps, bridge and
-lift, lead from target embeddings to the context's deep embedding. {curves['parameters'] / 1e6:.2f} M parameters in all.
+**Predictors.** The short one, P1, predicts the next clip's shallow embedding and is trained rolled out on its own
+predictions, as the planner will use it; the macro one, P2, predicts the deep embedding {c['steps'] * c['hold']}
+frames ahead in one jump. Both are residual networks whose blocks are shifted, scaled and gated by the forces (widths
+{c['short_width']} and {c['macro_width']}), so that one force can act differently in different states.
+{curves['parameters'] / 1e6:.2f} M parameters in all.
 
-**Objective.** With z the four sets of embeddings (context and target, shallow and deep):
+**Bridge and lift.** P2 leads from the context encoder's space to the target encoder's. So it could not be applied
+twice, and the two levels could not talk. Two small maps mend that: bridge turns a deep target embedding into the
+context encoder's deep embedding of the same clip, lift does the same from a shallow target embedding.
+"""
 
-    composite = {c['pred_weight']:g} [ mean_k MSE(P1^k, t1_k) + MSE(P2, t2) ] + {c['std_weight']:g} sum std(z) + {c['cov_weight']:g} sum cov(z)
-    total     = composite + {c['map_weight']:g} [ MSE(bridge(t2), z2) + MSE(lift(t1), z2) ]
+
+def diagram(found):
+    d = found["diagram"]
+    return picture("diagram", f"""the system. The context encoder sees clip 0, the target encoder the
+{d['steps']} clips to be predicted. P1 is rolled out on its own predictions, P2 jumps {d['steps'] * d['hold']} frames.
+Green rings: embeddings that VICReg acts on; red: prediction errors; violet: the maps from the target encoder's space
+to the context encoder's, whose own embedding of the last clip, z2', is held fixed. Embeddings have {d['latent']}
+dimensions, the model has {d['parameters']:,} parameters.""") + "\n"
+
+
+def objective(found):
+    c, last = found["curves"]["config"], found["curves"]["rows"][-1]
+    spread, tied = (sum(last[f"{kind}_{z}"] for z in ("c1", "t1", "c2", "t2")) for kind in ("std", "cov"))
+    terms = [("prediction, short", last["pred1"], c["pred_weight"]),
+             ("prediction, macro", last["pred2"], c["pred_weight"]),
+             ("variance, four sets", spread, c["std_weight"]), ("covariance, four sets", tied, c["cov_weight"])]
+    shares = [[name, number(value), f"{weight:g}", percent(value * weight / last["composite"])]
+              for name, value, weight in terms]
+    a, b, g = (f"{c[name]:g}" for name in ("pred_weight", "std_weight", "cov_weight"))
+    return f"""With z the four sets of embeddings (context and target, shallow and deep):
+
+    composite = {a} [ mean_k MSE(P1^k, t1_k) + MSE(P2, t2) ] + {b} sum std(z) + {g} sum cov(z)
+    total     = composite + {c['map_weight']:g} [ MSE(bridge(t2), z2') + MSE(lift(t1), z2') ]
 
     std(z) = 1/D sum_j max(0, 1 - sqrt(Var(z_j) + 1e-4))          VICReg eq. 1-2
     cov(z) = 1/D sum_(i != j) Cov(z)_ij^2                         VICReg eq. 3-4
 
-**Planner.** The weights are frozen. The cross-entropy method ({c['samples']} samples, {c['iterations']} iterations, {c['elites']} elites) searches the
-forces whose predicted embedding is nearest to the target encoder's embedding of a goal clip, on average over {c['views']} mirror images of the box;
-no reward, no decoder.
+**Prediction.** Mean squared errors, over samples and dimensions. Their gradient reaches both encoders: the context
+encoder learns to say what is needed, the target encoder learns to be predictable. Alone, they have a perfect and
+useless solution: embed everything as one point.
+
+**Variance.** Forbids that point: each dimension shall have a standard deviation of 1 over the batch. It is a hinge
+and stops pulling at 1, so it sets a scale without rewarding size. It must be taken over samples, never over time: an
+embedding that only counts frames would pass, and would tell no two worlds apart.
+
+**Covariance.** Variance alone is content if all dimensions repeat the same number. This term asks that no two say the
+same. It does not fall to 0 even for independent noise: with a batch of {c['batch']} and {c['latent']} dimensions, the
+error of estimating so many covariances alone is worth about {c['latent'] / c['batch']:.1f} per set. At the end of
+training the sets score {listed(f"{last[f'cov_{z}']:.1f}" for z in ("c1", "t1", "c2", "t2"))}.
+
+**Bridge and lift.** Variance and covariance do not notice if the deep target drops what is hard to predict and fills
+its dimensions with what is easy. The maps ask that the context encoder's deep embedding can be told from the
+target's, which is meant to keep what matters in it. Only z2' is held fixed: the maps shall reach the context
+encoder's space, not pull it. Weight {c['map_weight']:g}; at 0 the objective is the paper's.
+
+What the composite, {last['composite']:.1f} over the last epoch, is made of:
+
+{table(['term', 'value', 'weight', 'share of the composite'], shares)}
+{source(found['curves'])}"""
+
+
+def planner(found):
+    c = found["curves"]["config"]
+    once = c["samples"] * c["iterations"] + 1
+    calls = c["views"] * once * sum(range(1, c["steps"] + 1))
+    return f"""The weights are frozen. The goal is a clip, seen by the target encoder; a plan, one force per body and
+clip, is good if the embedding predicted for it is near to the goal's: mean squared distance. No reward, no decoder,
+no gradient. Gradients mislead in a landscape full of hits; sampling does not mind.
+
+The cross-entropy method starts from a Gaussian around no force at all (deviation {c['spread']:g} of the largest
+force). In each of {c['iterations']} iterations it draws {c['samples']} plans, clips them to what is allowed, keeps
+the best {c['elites']} and fits the next Gaussian to them. A small deviation is added each time, else a plan freezes
+before it is good. The mean competes with the samples, and once more at the end; the best plan ever seen is returned.
+A cost is averaged over {c['views']} mirror images of the box: the physics is the same in each, the model's errors are
+not.
+
+*Open loop* plans once and applies the whole plan. *Replanned* applies the first force for one clip, looks, and plans
+what is left again, from the rest of the last plan on. The simulator only moves on: it is never asked what would
+happen, nor whether the goal is reached. One plan of the short predictor over a macro-event costs
+{c['views'] * once * c['steps']:,} predictor calls, one of the macro predictor {c['views'] * once:,}, an episode
+replanned every clip {calls:,}. The noise of a search depends on the test seed, the planner and the number of the task
+alone, so that a row can be repeated task by task, and does not depend on its neighbours.
 """
 
 
-def training(curves):
+def protocol(found):
+    c = found["curves"]["config"]
+    made = next((content["intervals"] for content in map(found.get, ("planning", "dynamics", "hierarchy")) if content),
+                "95 %, bootstrap")
+    seeds = sorted({seed for content in found.values() for seed in content["seeds"]})
+    return f"""**Worlds.** Training, validation and test worlds are drawn from seeds of their own ({c['seed']},
+{c['validation_seed']:,} and {c['test_seed']:,}); every draw comes from a generator made from seed, purpose and
+number, so that measuring more often, resuming or changing the device draws the same. What was tuned was chosen on
+validation worlds. Where nothing else is said, the numbers below are of test worlds.
+
+**Goals.** A task is a test world, the clip it begins with, and the clip it shows some frames later under hidden
+random forces. So each goal can be reached. Goals that need no force are left out: at zero force, the worst body must
+miss by more than twice the threshold. A task counts as a *contact* task if two bodies meet on the hidden way.
+
+**Measures.** What counts is where the bodies are at the goal's last frame, in box half-widths. *Mean body within 0.1*
+forgives one body that is off if the others are near; *worst body within 0.1* does not; *within 0.05* is the strict
+form. Speed at the goal is in the goal clip and so in the cost, but is not judged.
+
+**Intervals.** {made}. Tasks are drawn with replacement, the mean of each draw is noted, and the
+middle 95 % of the means are given. Two planners are compared on the same tasks: the difference is taken task by task and
+then resampled, which removes what makes a task hard for both. Where all outcomes are alike, the interval has no width:
+"nothing else was seen", not "certain". Each JSON file says under `intervals` how its own were made.
+{"They speak about the choice of worlds, not about another training." if len(seeds) == 1 else ""}
+
+**Controls.** A number means little without the one it should differ from.
+
+{table(['control', 'what it tells'], [
+    ['zero force, random force', 'how hard the tasks are without any planner'],
+    ["another task's goal", 'whether the planner goes where it is sent, or to places that are likely anyway'],
+    ['untrained model', 'whether it is the training, or the search and the architecture alone'],
+    ['oracle: true simulator, true positions', 'whether the search and its budget suffice'],
+    ['true simulator, latent cost', 'whether distance in the embedding is a good cost'],
+    ['model, cost on decoded positions', 'whether the dynamics are at fault, where the embedding is not'],
+    ['raw clip, untrained encoder, shuffled labels', 'what a probe finds without a trained encoder, and by chance'],
+    ['copy last; fly and fold', 'how far prediction comes without dynamics, and with all of them but hits'],
+    ['shuffled or zero forces', 'whether a predictor listens to the forces it is told'],
+    ['a lawful hit', 'whether surprise marks what cannot happen, or just any hit']])}
+"""
+
+
+def training(found):
+    curves = found["curves"]
     rows, marks = curves["rows"], []
     for epoch in sorted({1, 2, 5, 10, 30, 100, 200, 300, rows[-1]["epoch"]}):
         marks += [row for row in rows if row["epoch"] == epoch]
-    names = ("composite", "pred1", "pred2", "bridge", "lift", "std_min", "rank")
-    shown = [[row["epoch"]] + [f"{row[k]:.3f}" if k in row else "" for k in names]
-             + [percent(row[k]) if k in row else "" for k in ("closed", "macro")] for row in marks]
-    return f"""## 2. Training behaviour
+    names = ("composite", "pred1", "pred2", "bridge", "lift", "std_min", "std_avg", "rank")
+    shown = [[row["epoch"]] + [f"{row[k]:.3f}" if k in row else "" for k in names] for row in marks]
+    return f"""The composite falls from {rows[0]['first_step']:.1f} at the first step to {rows[-1]['composite']:.1f}
+over epoch {rows[-1]['epoch']} (the paper: about {curves['paper'][0]} to about {curves['paper'][1]}). Absolute values
+depend on how the terms are averaged, which the abstract does not say; the course is what can be compared.
+{curves['minutes']:.1f} minutes on {curves['trained_on']}, {curves['precision']} matrix products, what is watched
+included.
 
-![loss curves](curves.png)
+{table(['epoch', *names], shown)}
 
-The composite falls from {rows[0]['first_step']:.1f} at the first step to {rows[-1]['composite']:.1f} over epoch {rows[-1]['epoch']} (the paper: about
-{curves['paper'][0]} to about {curves['paper'][1]}). {curves['minutes']:.1f} minutes on {curves['trained_on']}, {curves['precision']} matrix products, validation
-plans included. closed and macro: share of validation goals reached (mean body within 0.1), replanned every clip with the
-short predictor, and in one open-loop jump with the macro predictor.
+{picture('curves')}
 
-{table(['epoch', *names, 'closed', 'macro'], shown)}
+std_min, std_avg, rank: smallest and mean standard deviation over the dimensions of all four sets, and the smallest
+effective rank, on validation worlds. A collapse would show here first.
 {source(curves)}"""
 
 
-def diagnostics(diagnose):
+def course(measured, n):
+    """[(epoch, share)], of n goals -> in words: did it rise or fall between the best and the last measurement?"""
+    (best_epoch, best), (last_epoch, last) = max(measured, key=lambda pair: pair[1]), measured[-1]
+    top, end = f"{percent(best)} after epoch {best_epoch}", f"{percent(last)} after epoch {last_epoch}"
+    if len(measured) == 1:
+        return f"was measured once: {end}"
+    if best_epoch == last_epoch:
+        return f"rose to the end: the last measurement, {end}, is the best"
+    if best == last:
+        return f"neither rose nor fell between its best, {top}, and the last measurement, {end}"
+    noise = 2 * math.sqrt((best * (1 - best) + last * (1 - last)) / n)
+    return (f"fell from its best, {top}, to the last measurement, {end}: by {100 * (best - last):.1f} points, "
+            f"{'more' if best - last > noise else 'no more'} than the {100 * noise:.1f} points (two standard errors) "
+            "that chance explains")
+
+
+def watched(found):
+    curves = found["curves"]
+    n = curves["config"]["measure_tasks"]
+    rows = [row for row in curves["rows"] if "closed" in row]
+    if not rows:
+        return "No plans were tried during this training (`--measure-every 0`).\n"
+    keep = {round(i * (len(rows) - 1) / 11) for i in range(12)} | {                       # a dozen, and the best ones
+        max(range(len(rows)), key=lambda i: rows[i][key]) for key in ("closed", "macro")}
+    names = ("closed", "macro", "decode1", "decode2")
+    shown = [[row["epoch"], *(percent(row[k]) for k in names[:2]), *(number(row[k]) for k in names[2:])]
+             for i, row in enumerate(rows) if i in keep]
+    said = "\n".join(
+        f"- {title}: the share of goals\n  {course([(row['epoch'], row[key]) for row in rows], n)}." for key, title in (
+            ("closed", "Replanned every clip with the short predictor (closed)"),
+            ("macro", "One open-loop jump of the macro predictor (macro)")))
+    return f"""The losses alone can fall while planning gets worse, so {n} goals of validation worlds are tried from
+time to time (mean body within 0.1); the last panel above shows the course. One goal is {100 / n:.1f} points: the
+course is to be read from many measurements, and the best of several is flattered by chance.
+
+{said}
+
+{table(['epoch', *names], shown)}
+
+decode1, decode2: R2 of the positions decoded linearly from what P1, rolled out, and P2 predict for the end of the
+macro-event.
+{source(curves)}"""
+
+
+def diagnostics(found):
+    content = found["diagnose"]
     rows = [[r["set"], number(r["std_min"]), number(r["std_mean"]), number(r["std_max"]), number(r["correlation"]),
-             f"{r['rank']:.0f} of {r['dimensions']}"] for r in diagnose["rows"]]
-    return f"""## 3. Diagnostic protocol: did it collapse?
-
-On test worlds, per tap and branch: standard deviation of each dimension, mean absolute off-diagonal correlation, spectrum
-of the covariance, and effective rank (RankMe). A collapsed representation has deviations at 0 or a rank of a few.
-
-![variance and covariance](diagnose.png)
+             f"{r['rank']:.0f} of {r['dimensions']}"] for r in content["rows"]]
+    low, rank = min(content["rows"], key=lambda r: r["std_min"]), min(content["rows"], key=lambda r: r["rank"])
+    return f"""Per tap and branch: standard deviation of each dimension, mean absolute off-diagonal correlation,
+spectrum of the covariance, and effective rank (RankMe: the exponential of the entropy of the normalised singular
+values). A collapsed representation has deviations at 0 or a rank of a few. Here the smallest deviation is
+{number(low['std_min'])} ({low['set']}), the smallest rank {rank['rank']:.0f} of {rank['dimensions']} ({rank['set']}).
+A rank below the number of dimensions is to be expected: what is seen has far fewer degrees of freedom.
 
 {table(['set', 'smallest deviation', 'mean', 'largest', 'mean abs. correlation', 'effective rank'], rows)}
-{source(diagnose)}"""
+
+{picture('diagnose')}
+{source(content)}"""
 
 
-def probes(probe):
-    targets = list(dict.fromkeys(r["target"] for r in probe["rows"]))
-    sources = list(dict.fromkeys(r["source"] for r in probe["rows"]))
-    r2 = {(r["source"], r["target"]): r["r2"] for r in probe["rows"]}
-    return f"""## 4. Linear probes
+def probes(found):
+    content = found["probe"]
+    targets = list(dict.fromkeys(r["target"] for r in content["rows"]))
+    sources = list(dict.fromkeys(r["source"] for r in content["rows"]))
+    r2 = {(r["source"], r["target"]): r["r2"] for r in content["rows"]}
+    return f"""Ridge regression on the frozen embedding of one clip: fitted on training worlds, strength chosen on
+validation worlds, R2 on test worlds. Position and velocity are in the observation, so decoding them is a sanity
+check, which the raw clip and even an untrained encoder pass. Energy and pair distance are not linear in the raw clip:
+what the encoder adds shows there, and what training adds shows against the untrained encoder.
 
-Ridge regression on the frozen embedding of one clip: fitted on training worlds, strength chosen on validation worlds, R2 on
-test worlds. Position and velocity are in the observation, so decoding them is a sanity check. Energy and pair distance are
-not linear in the raw clip: what the encoder adds shows there.
-
-![probes](probe.png)
+{picture('probe')}
 
 {table(['from', *targets], [[s, *(number(r2[s, t], digits=4) for t in targets)] for s in sources])}
-{source(probe)}"""
+{source(content)}"""
 
 
-def plans(plan):
-    rows = [[r["planner"], percent(r["mean_body"], r["mean_body_ci"]), percent(r["success"], r["success_ci"]),
-             percent(r["strict"]), number(r["error"])] for r in plan["rows"]]
-    return f"""## 5. Planning
-
-{plan['n']} goals in test worlds, {plan['frames']} frames ahead: what the same world shows under hidden random forces. Left out are goals
-that zero force nearly reaches. The state at the goal's last frame counts. CEM {plan['samples']} x {plan['iterations']}, seen in {plan['views']} images
-of the box, {plan['elites']} elites, the same for
-each planner, {plan['precision']}. {sum(plan['contact'])} of the goals have a body-body hit on the hidden way. Intervals: bootstrap over goals.
-
-![plans](plan.png)
-
-{table(['planner', 'mean body within 0.1', 'worst body within 0.1', 'worst within 0.05', 'mean error'], rows)}
-{source(plan)}"""
-
-
-def representation(content):
+def representation(found):
+    content = found["representation"]
     targets = list(dict.fromkeys(r["target"] for r in content["rows"]))
     r2 = {(r["source"], r["target"]): number(r["r2"], r["r2_ci"]) for r in content["rows"]}
     sources = list(dict.fromkeys(r["source"] for r in content["rows"]))
     gauges = [[g["set"], number(g["std_min"]), f"{g['rank']:.0f} of {g['dimensions']}", percent(g["within_mean"]),
                percent(g["within_min"])] for g in content["gauges"]]
-    return f"""## What is in the representation
-
-Within a world: the share of a dimension's variance that is found between clips of one sequence. A representation can pass
-VICReg by encoding what never changes; then this share would be near 0.
-
-![representation](representation.png)
+    return f"""Within a world: the share of a dimension's variance that is found between clips of one sequence. A
+representation can pass VICReg by encoding what never changes, such as where a world began; then this share would be
+near 0.
 
 {table(['set', 'smallest deviation', 'effective rank', 'variance within a world, mean', 'smallest'], gauges)}
 
-R2 of linear probes on test worlds, with controls (raw clip, untrained encoder, shuffled labels):
+{picture('representation')}
+
+R2 of linear probes on test worlds, with controls (raw clip, untrained model, shuffled labels). Columns with +25 ask
+for the end of the macro-event: encoders and raw clip do not know the forces, the predictions and "raw clip + forces"
+do. There the predictions must beat both the raw clip with forces and the untrained predictors.
 
 {table(['from', *targets], [[s, *(r2.get((s, t), '') for t in targets)] for s in sources])}
 {source(content)}"""
 
 
-def dynamics(content):
+def dynamics(found):
+    content = found["dynamics"]
     split = [r for r in content["rows"] if r["forces"] not in ("shuffled", "zero")]
     last = max(r["frames"] for r in split)
     methods = list(dict.fromkeys(r["method"] for r in split if r["frames"] == last))
@@ -177,98 +407,200 @@ def dynamics(content):
             if r["frames"] == last and str(r["contacts"]) == "all" and r["method"] in ("P1", "P2")]
     pushed = [[r["level"], r["frames"], f"{r['mass']:g}", *(number(r[k], r[k + "_ci"]) for k in (
         "pearson", "slope", "sign_agreement", "leakage"))] for r in content["counterfactuals"] if r["body"] != "others"]
-    return f"""## Does it predict, does it answer "what if"?
+    return f"""Decoded position error after {last} frames, in box half-widths, by the number of body-body contacts on
+the way. "Probe alone" is what the read-out itself misses, read from the true embedding: no prediction can be seen to
+be better than that. "Fly and fold" knows everything but hits; where it is better than the model without contacts, the
+model has not yet learnt even flight to the last digit, and where the model is better with contacts, it has learnt
+something of hits.
 
-Decoded position error after {last} frames, in box half-widths, by the number of body-body contacts on the way:
-
-![dynamics](dynamics.png)
+{picture('dynamics')}
 
 {table(['method', *contacts], [[m, *(error.get((m, c), '') for c in contacts)] for m in methods])}
 
-The same with true, shuffled and zero forces told to the model, all worlds:
+The same with true, shuffled and zero forces told to the model, all worlds. A model that ignores forces would show the
+same error three times:
 
 {table(['predictor', 'forces', 'position error'], told)}
 
 Counterfactuals: the same start, a force on one body against none. Decoded change of the pushed body against the
-simulator's; leakage is how far the other bodies seem to move before any contact, as a share of the pushed one's move.
+simulator's: 1 is right in the first three columns. Leakage is how far the other bodies seem to move before any
+contact, as a share of the pushed one's move: 0 would be right.
 
 {table(['level', 'frames', 'mass', 'Pearson', 'slope', 'sign agreement', 'leakage'], pushed)}
 {source(content)}"""
 
 
-def surprise(content):
+def surprise(found):
+    content = found["surprise"]
     rules = list(dict.fromkeys(r["rule"] for r in content["rows"]))
     levels = list(dict.fromkeys(r["level"] for r in content["rows"]))
     share = {(r["rule"], r["level"]): percent(r["share"], r["share_ci"]) for r in content["rows"]}
-    return f"""## Does it know what cannot happen?
-
-Matched pairs with the same start and forces, one rule broken. Share of pairs in which the impossible film surprises more
-(chance: 50 %). Control: a lawful hit against lawful free flight. A share near 100 % there means that the model is
-surprised by any hit: it has not learnt to foresee them, and the rules that come with a hit must be read with that in mind.
-
-![surprise](surprise.png)
+    ghost = one(content["rows"], rule="pass-through", level="both")
+    said = "" if not ghost else ("Bodies that pass through each other " + (
+        "surprise it less than the truth" if ghost["share_ci"][1] < 0.5 else "surprise it more than the truth"
+        if ghost["share_ci"][0] > 0.5 else "surprise it neither more nor less than the truth") +
+        f", by both levels together: {percent(ghost['share'], ghost['share_ci'])}.\n")
+    return f"""Matched pairs with the same start and forces, one rule broken in one of the two films. Share of pairs
+in which the impossible film surprises more (chance: 50 %). Surprise is the error of the predicted embedding. Control:
+a lawful hit against lawful free flight. A share near 100 % there means that the model is surprised by any hit: it has
+not learnt to foresee them, and the rules that come with a hit must be read with that in mind. {said}
+{picture('surprise')}
 
 {table(['rule', *levels], [[r, *(share.get((r, k), '') for k in levels)] for r in rules])}
 {source(content)}"""
 
 
-def planning(content):
+def plans(found):
+    content = found["plan"]
+    rows = [[r["planner"], percent(r["mean_body"], r["mean_body_ci"]), percent(r["success"], r["success_ci"]),
+             percent(r["strict"]), number(r["error"])] for r in content["rows"]]
+    return f"""{content['n']} goals in test worlds, {content['frames']} frames ahead; {sum(content['contact'])} of
+them have a body-body hit on the hidden way. The cross-entropy method with {content['samples']} samples,
+{content['iterations']} iterations and {content['elites']} elites, seen in {content['views']} images of the box, the
+same for each planner, {content['precision']}.
+
+{table(['planner', 'mean body within 0.1', 'worst body within 0.1', 'worst within 0.05', 'mean error'], rows)}
+
+{picture('plan')}
+{source(content)}"""
+
+
+def episode(found):
+    c = found["episode"]
+    errors, budget = c["errors"], c["budget"]
+    return f"""The first task with a hit on the hidden way (number {c['task']} of {c['tasks']}, counted from 0), so it
+is not chosen by how it ended. *{c['planner']}*, {budget['samples']} samples, {budget['iterations']} iterations,
+{budget['elites']} elites, {budget['views']} images, {c['precision']}. After {c['frames']} frames the bodies are
+{listed(number(e) for e in errors)} from their goals, {number(sum(errors) / len(errors))} on average: the goal is
+{'reached' if sum(errors) / len(errors) < 0.1 else 'missed'} by the mean body,
+{'reached' if max(errors) < 0.1 else 'missed'} by the worst.
+
+{picture('episode')}
+
+{page.PLAYER}
+{source(c)}"""
+
+
+def planning(found):
+    content = found["planning"]
     parts = []
     for frames in dict.fromkeys(r["frames"] for r in content["rows"]):
-        rows = [[r["planner"], percent(r["success"], r["success_ci"]), percent(r["strict"], r["strict_ci"]),
+        here = [r for r in content["rows"] if r["frames"] == frames]
+        rows = [[r["planner"], percent(r["success"], r["success_ci"]), percent(r["strict"]),
                  percent(r["mean_body"], r["mean_body_ci"]), *(
                      percent(r[part]["success"]) if "success" in r[part] else "" for part in ("contact", "no contact")),
                  number(r["skill"], r["skill_ci"], 2),
                  f"{r['predictor_calls']:,.0f}", f"{r['seconds']:.2f}"]
-                for r in content["rows"] if r["frames"] == frames]
-        parts.append(f"### {frames} frames\n\n" + table(
-            ["planner", "worst body within 0.1", "within 0.05", "mean body within 0.1", "with contact", "without", "skill",
-             "predictor calls", "seconds"], rows))
-    return f"""## Does it reach goals, and because of the model?
-
-The protocol's rows. Success counts the worst body; "with contact" and "without" split it by whether the hidden way had a
-body-body hit. Skill is 1 - error / error of zero force. Predictor calls count samples, once for each image of the box;
-for simulator rows, which need one image only, simulated clips.
-
-![planning](planning.png)
+                for r in here]
+        met, free = here[0]["contact"]["n"], here[0]["no contact"]["n"]
+        parts.append(f"**{frames} frames**, {met} goals with contact and {free} without:\n\n" + table(
+            ["planner", "worst body within 0.1", "within 0.05", "mean body within 0.1", "with contact", "without",
+             "skill", "predictor calls", "seconds"], rows) + "\n")
+    pairs = [[r["frames"], r["a"], r["b"], points(r["success"], r["success_ci"]),
+              "{:+.3f} ({:+.3f} to {:+.3f})".format(r["error"], *r["error_ci"])] for r in content["pairs"]]
+    return f"""The protocol's rows, with every control. "With contact" and "without" split the worst body's success by
+whether the hidden way had a body-body hit. Skill is 1 - error / error of zero force: 1 is perfect, 0 as good as doing
+nothing, negative worse. Predictor calls count samples, once for each image of the box; for simulator rows, which need
+one image only, simulated clips.
 
 {chr(10).join(parts)}
+How to read it. The oracle bounds what the search can do; "simulator + latent cost" shows what the cost in the
+embedding loses of that; what the model's own rows lose beyond is the dynamics' share. "Shuffled goal" and "untrained"
+should do no better than zero force. Paired differences, in points of success (worst body within 0.1),
+and of the mean error:
+
+{table(['frames', 'planner', 'minus', 'success', 'error'], pairs)}
+
+{picture('planning')}
 {source(content)}"""
 
 
-def ablation(content):
+def two_levels(pairs):
+    """The outcome of the comparison with flat planners, in one sentence."""
+    judged = [pair for pair in pairs if "mean_body" in pair]
+    better, worse = (sum(ahead(pair["mean_body_ci"]) for pair in judged) for ahead in (
+        lambda ci: ci[0] > 0, lambda ci: ci[1] < 0))
+    return (f"of {len(judged)} comparisons with a flat planner that made no more calls, two levels\nreach more goals "
+            f"in {better} and fewer in {worse}; in the rest the interval contains 0.")
+
+
+def hierarchy(found):
+    content = found["hierarchy"]
+    parts = []
+    for frames in dict.fromkeys(r["frames"] for r in content["rows"]):
+        rows = [[r["planner"], f"{r['samples']} x {r['iterations']}", percent(r["mean_body"], r["mean_body_ci"]),
+                 percent(r["success"]), f"{r['predictor_calls']:,.0f}", f"{r['seconds']:.2f}"]
+                for r in content["rows"] if r["frames"] == frames]
+        parts.append(f"**{frames} frames**\n\n" + table(
+            ["planner", "setting", "mean body", "worst body", "calls", "seconds"], rows) + "\n")
+    pairs = [[p["frames"], p["planner"], f"{p['samples']} x {p['iterations']}",
+              "{} x {}".format(*p["rival"]) if "rival" in p else "none", points(p["mean_body"], p["mean_body_ci"])
+              if "mean_body" in p else "", f"{p['saving']:.2f}" if "saving" in p else ""] for p in content["pairs"]]
+    return f"""Do two levels plan farther than one, or with less? Every planner chooses one force per clip, sees the
+outcome and plans again, on {content['n']} goals of {content['tasks_of']} worlds per horizon. Each is tried with
+several settings of the search (samples per image x iterations), so that success can be read against what it cost.
+
+- *flat*: P1 rolled out to the goal; *flat, held*: the same, one force held for a macro-event: coarse actions without
+  a coarse model
+- *macro alone*: P2, jump after jump with a bridge between, planned again at each macro-event
+- *mixed*: short steps up to the next macro-event before the goal, lift, then jumps
+- *top-down*: jumps are planned to the goal; where the first of them lands is what the short level aims at
+- *joint*: as mixed, but both levels' plans are improved in turn
+- *oracle*: flat, in the true simulator with true positions
+
+A call is one sample that a predictor evaluates, whichever: P2 is the larger one, which the seconds show. Mean and
+worst body: within 0.1.
+
+{chr(10).join(parts)}
+Gain: a two-level planner's share of goals minus that of the dearest flat row that made no more calls, on the same
+tasks, in points (mean body within 0.1). Saving: calls of the cheapest flat row that reaches as many goals, over its
+own; empty if no flat row reaches as many. Over all horizons and settings, {two_levels(content['pairs'])}
+Some of many intervals miss 0 by chance.
+
+{table(['frames', 'planner', 'setting', 'flat setting', 'gain', 'saving'], pairs)}
+
+{picture('hierarchy')}
+{source(content)}"""
+
+
+def ablation(found):
+    content = found["ablation"]
+
     def gain(row, key):
-        return f"{100 * row[key]:+.1f} ({100 * row[key + '_ci'][0]:+.1f} to {100 * row[key + '_ci'][1]:+.1f})"
+        return points(row[key], row[key + "_ci"])
+
     rows = [[r["variant"], *(part for key in ("closed mean_body", "closed success", "macro mean_body")
                              for part in ((percent(r[key]), gain(r, key + " gain")) if key in r else ("", ""))),
              number(r["position r2"], digits=4), number(r["velocity r2"], digits=4), number(r["std_min"], digits=2),
              f"{r['rank']:.0f}"] for r in content["rows"]]
-    return f"""## Which part carries it?
+    return f"""The run trained again, with the same settings, seed and epochs, without each part; then
+{content['tasks']} test goals, {content['frames']} frames ahead. Behind each share, in points, the paired difference
+from the full model and its interval.
 
-The run trained again, with the same settings, seed and epochs, without each part; then {content['tasks']} test goals, {content['frames']} frames
-ahead. Behind each share, in points, the paired difference from the full model and its interval.
-
-![ablation](ablation.png)
+{picture('ablation')}
 
 {table(['variant', 'closed loop, mean body', 'gain', 'closed loop, worst body', 'gain', 'macro jump, mean body', 'gain',
         'position R2', 'velocity R2', 'smallest deviation', 'effective rank'], rows)}
 {source(content)}"""
 
 
-def speed(content):
+def speed(found):
+    content = found["speed"]
+
     def rows(part, **chosen):
         return [r for r in content["rows"] if r["part"] == part and all(r[k] == v for k, v in chosen.items())]
 
     def seconds(x):
         return "not reached" if x is None else f"{x:,.0f} s"
-    text = ["## How fast is it, and how does it grow?\n\n![speed](speed.png)\n"]
+    text = [picture("speed") + "\n"]
     if rows("time"):
         c = content["time"]
         ends = [[r["schedule"], seconds(r["seconds"]), percent(r["success"], r["success_ci"])] for r in rows("time")
                 if r["epoch"] == r["schedule"]]
-        text.append(f"""Training from scratch until {percent(c['goal'])} of {c['tasks']} validation goals are reached (mean body within 0.1, replanned
-every clip; data generation counts, trying the goals does not): {seconds(c['seconds_on_the_way'])} in the longest schedule; the shortest complete
-schedule that gets there: {seconds(c['seconds_of_shortest_schedule'])}.
+        text.append(f"""Training from scratch until {percent(c['goal'])} of {c['tasks']} validation goals are reached
+(mean body within 0.1, replanned every clip; data generation counts, trying the goals does not):
+{seconds(c['seconds_on_the_way'])} in the longest schedule; the shortest complete schedule that gets there:
+{seconds(c['seconds_of_shortest_schedule'])}.
 
 {table(['epochs, a complete schedule each', 'training', 'goals reached'], ends)}
 """)
@@ -276,8 +608,10 @@ schedule that gets there: {seconds(c['seconds_of_shortest_schedule'])}.
         c = content["step"]
         arms = [[r["arm"], f"{1000 * r['seconds']:.1f} ms", f"{r['sequences_per_second']:,.0f}", number(r["times_shipped"], digits=2)]
                 for r in rows("step")]
-        text.append(f"""A training step of {c['batch']} sequences. Its {c['products']} matrix products ({c['operations'] / 1e9:.1f} billion operations), run by themselves in the same
-shapes and precision, take {number(c['share'], c['share_quartiles'], 2)} of its time (median, quartiles of {c['repeats']} repetitions): {c['operations_per_second'] / 1e9:,.0f} billion operations per second.
+        text.append(f"""A training step of {c['batch']} sequences. Its {c['products']} matrix products
+({c['operations'] / 1e9:.1f} billion operations), run by themselves in the same shapes and precision, take
+{number(c['share'], c['share_quartiles'], 2)} of its time (median, quartiles of {c['repeats']} repetitions):
+{c['operations_per_second'] / 1e9:,.0f} billion operations per second.
 
 {table(['step', 'time', 'sequences per second', 'times the shipped one'], arms)}
 """)
@@ -287,7 +621,8 @@ shapes and precision, take {number(c['share'], c['share_quartiles'], 2)} of its 
                       *(("", "") if r["planner"] == "ours" else (number(r["ours_lower_by"], r["ours_lower_by_ci"], 4),
                                                                  r["calls_to_match"] or "more than three times as many"))]
                      for r in rows("plan", level=level)]
-            text.append(f"""One plan for one of {content['goals']} tasks, {title}: same model, cost, bounds, samples and iterations.
+            text.append(f"""One plan for one of {content['goals']} tasks, {title}: same model, cost, bounds, samples
+and iterations.
 
 {table(['planner', 'predictor calls', 'time', 'outside the predictor', 'cost reached', 'ours is lower by', 'calls in which ours gets there'], plans)}
 """)
@@ -297,8 +632,9 @@ shapes and precision, take {number(c['share'], c['share_quartiles'], 2)} of its 
         for r in rows("simulator"):
             error = {e["hits"]: f"{number(e['mean'], e['ci'], 5)}, n = {e['n']}" for e in r["error"]}
             lines.append([r["simulator"], f"{r['body_frames_per_second']:,.0f}", *(error.get(k, "") for k in kinds)])
-        text.append(f"""Simulators on one core, {content['worlds']} worlds, {content['steps_per_frame']} steps per frame. Error: mean distance from an event-driven solution after
-{content['frames']} frames, by the number of hits between bodies.
+        text.append(f"""Simulators on one core, {content['worlds']} worlds, {content['steps_per_frame']} steps per
+frame. Error: mean distance from an event-driven solution after {content['frames']} frames, by the number of hits
+between bodies.
 
 {table(['simulator', 'body-frames per second', *(f'error, hits: {k}' for k in kinds)], lines)}
 """)
@@ -307,8 +643,9 @@ shapes and precision, take {number(c['share'], c['share_quartiles'], 2)} of its 
         for what, slope in content["exponents"].items():
             points = [f"{r['size']:,}: {r['seconds']:.3g} s" for r in rows("growth", what=what)]
             lines.append([what, ", ".join(points), "" if slope is None else f"{slope:.2f}"])
-        text.append(f"""Growth. sequences: data generation and a share of {content['share_of_an_epoch']:g} of an epoch. frames, samples: one plan, short predictor. processes: an
-epoch of {content['sequences_of_processes']:,} sequences, one thread each. Time goes with size to the power of the exponent.
+        text.append(f"""Growth. sequences: data generation and a share of {content['share_of_an_epoch']:g} of an
+epoch. frames, samples: one plan, short predictor. processes: an epoch of {content['sequences_of_processes']:,}
+sequences, one thread each. Time goes with size to the power of the exponent.
 
 {table(['what', 'time', 'exponent'], lines)}
 """)
@@ -317,15 +654,150 @@ epoch of {content['sequences_of_processes']:,} sequences, one thread each. Time 
     return "\n".join(text) + source(content)
 
 
-SECTIONS = {"curves": (system, training), "diagnose": (diagnostics,), "probe": (probes,), "plan": (plans,),
-            "representation": (representation,), "dynamics": (dynamics,), "surprise": (surprise,),
-            "planning": (planning,), "ablation": (ablation,), "speed": (speed,)}
-LIMITS = """## Limits
+def deviations(found):
+    import hjepa
+    c = found["curves"]["config"]
+    fields = [f for f in hjepa.dataclasses.fields(hjepa.Config) if f.name in c]
 
-One world, three bodies, full state in the observation: what is shown here is a mechanism, not a method for pictures or
-robots. Goals are clips of the same world and so always reachable. Only the abstract of the paper is public, so nothing
-here can be compared with its figures beyond the composite's start and end.
+    def of(origin):
+        return [f for f in fields if f.metadata["source"] == origin]
+
+    def values(origin):
+        return "; ".join(f"{f.name} {readable(c[f.name])}" for f in of(origin))
+
+    def without(variant):
+        row = one(found["ablation"]["rows"], variant=variant) if "ablation" in found else None
+        if not row or "closed mean_body gain" not in row:
+            return "the ablation has not been run yet"
+        change = points(row["closed mean_body gain"], row["closed mean_body gain_ci"])
+        return f"the closed loop without it, mean body: {change} points"
+    fixed = [[f.name, readable(f.default), readable(c[f.name]), f.metadata["meaning"]] for f in of("paper")]
+    return f"""Only the abstract is public. It fixes joint training without a moving average, VICReg, two taps of a
+one-dimensional ViT, a short predictor and one that forecasts a macro-event, forces as conditions, the cross-entropy
+method in the latent, and these settings:
+
+{table(['setting', "the paper's", 'this run', 'meaning'], fixed)}
+
+Where we go another way, and why:
+
+- **Bridge and lift.** Two small maps (weight {c['map_weight']:g}; `--map-weight 0` removes them) lead from target
+  embeddings to the context's deep one. They let the levels be chained, and are meant to keep the deep target from
+  dropping what is hard to predict ({without('no maps')}).
+- **Velocity is observed.** Positions alone would leave velocity to differences of a few thousandths
+  ({without('positions only')}).
+- **Clips.** Inputs are clips of {c['hold']} frames that do not overlap, so nothing but physics can be predicted.
+- **Adaptive predictors.** Forces shift, scale and gate each block instead of being added.
+- **Symmetries.** Training samples are seen in random flips and swaps of the box ({without('no symmetries')}).
+  Plans are judged by the mean over {c['views']} such images (`--views 1` for one).
+- **Mean, not sum.** The squared error is averaged over dimensions, as in the code of VICReg's authors; their paper
+  sums. The variance term is summed over both branches; that code halves it.
+- **Comparison** with the paper ends at the composite (about {found['curves']['paper'][0]} to about
+  {found['curves']['paper'][1]}): it gives nothing else.
+
+What the abstract leaves open, {len(of('design') + of('tuned'))} of {len(fields)} settings, we had to choose. Values
+of this run:
+
+- Before training, by what the world needs or by common practice: {values('design')}.
+- On validation worlds: {values('tuned')}.
+- As VICReg's authors: {values('vicreg')}.
+
+`python hjepa.py config` says what each of them means.
 """
+
+
+def readable(value):
+    """A setting without brackets and trailing zeros."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(readable, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def limits(found):
+    seeds = {seed for content in found.values() for seed in content["seeds"]}
+    one_seed = "One training seed: how much another training would differ is not known."
+    known = [
+        "One micro-world, full state in the observation: what is shown here is a mechanism, not a method for pictures\n"
+        "  or robots.",
+        "Goals are clips of the same world and so always reachable. Nobody asks for the impossible, and nothing tells\n"
+        "  when to give up.",
+        one_seed if len(seeds) < 2 else f"{len(seeds)} training seeds: enough to see a spread, not to measure it well.",
+        "Linear probes and decoded positions see what is linear in the embedding; what they miss may still be in it.",
+        "Seconds are of the machine named under each table, with whatever else it was doing.",
+        "Only the abstract of the paper is public, so nothing here can be compared with its figures beyond the\n"
+        "  composite's start and end."]
+    ghost = one(found["surprise"]["rows"], rule="pass-through", level="both") if "surprise" in found else None
+    if ghost and ghost["share_ci"][1] < 0.5:
+        known.insert(2, "This training has not learnt hits between bodies: a film in which bodies pass through each\n"
+                         "  other surprises the model less than the truth, in "
+                         f"{percent(1 - ghost['share'])} of the pairs.")
+    return "".join(f"- {point}\n" for point in known)
+
+
+CHAPTERS = (                                    # title, its sections: title, JSON file, function
+    ("The system", (("", "curves", system), ("", "diagram", diagram))),
+    ("The objective, and why each term", (("", "curves", objective),)),
+    ("The planner", (("", "curves", planner),)),
+    ("Protocol: worlds, goals, intervals, controls", (("", "curves", protocol),)),
+    ("Training behaviour", (("Losses", "curves", training), ("Planning on validation worlds", "curves", watched))),
+    ("The representation", (("Diagnostic protocol: did it collapse?", "diagnose", diagnostics),
+                            ("Linear probes", "probe", probes),
+                            ("What is in the representation", "representation", representation))),
+    ("Prediction", (('Does it predict, does it answer "what if"?', "dynamics", dynamics),
+                    ("Does it know what cannot happen?", "surprise", surprise))),
+    ("Planning", (("Goals reached", "plan", plans), ("One episode", "episode", episode),
+                  ("Does it reach goals because of the model?", "planning", planning),
+                  ("Two levels against one", "hierarchy", hierarchy))),
+    ("Which part carries it?", (("", "ablation", ablation),)),
+    ("How fast is it, and how does it grow?", (("", "speed", speed),)),
+    ("Deviations from the paper, and what it leaves open", (("", "curves", deviations),)))
+ORDER = tuple(dict.fromkeys(name for _, sections in CHAPTERS for _, name, _ in sections))
+TITLE = "H-JEPA on a three-body micro-world: technical report"
+
+
+def count(text):
+    """Markdown -> the same with chapters, sections and figures numbered in their order."""
+    chapter = section = figures = 0
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        if line.startswith("## "):
+            chapter, section = chapter + 1, 0
+            lines[i] = f"## {chapter}. {line[3:]}"
+        elif line.startswith("### "):
+            section += 1
+            lines[i] = f"### {chapter}.{section} {line[4:]}"
+        elif line.startswith("*Figure: "):
+            figures += 1
+            lines[i] = f"*Figure {figures}: {line[9:]}"
+    return "\n".join(lines)
+
+
+def compose(found, blame):
+    """JSON contents by name -> the report in Markdown. blame(name) is told whose section comes next."""
+    body = []
+    for title, sections in CHAPTERS:
+        there = [section for section in sections if section[1] in found]
+        if there:
+            body.append(f"## {title}\n")
+        for subtitle, name, write_section in there:
+            blame(name)
+            body += [f"### {subtitle}\n"] * bool(subtitle) + [write_section(found).strip() + "\n"]
+    blame(None)
+    missing = [name for name in ORDER if name not in found]
+    if missing:
+        body.append("## Not run yet\n\n" + "\n".join(
+            f"- `python {'figures/' + name + '.py' if (HERE / f'{name}.py').exists() else 'hjepa.py ' + name}`"
+            for name in missing) + "\n")
+    body.append("## Limits\n\n" + limits(found))
+    lengths = {(content["epochs"], content["sequences"]) for content in found.values()}
+    head = f"""# {TITLE}
+
+Generated by `python figures/report.py`; each number comes from a JSON file of this folder, named under its table.
+{'**The files are not all of trainings of the same length: compare the epochs.**' if len(lengths) > 1 else ''}
+
+{abstract(found)}"""
+    return count("\n".join([head, *body]))
 
 
 def find(content, path):
@@ -373,35 +845,43 @@ def main(argv=None):
     parser.add_argument("--figures", type=Path, default=HERE, help="folder of the JSON files and of the report")
     parser.add_argument("--readme", action="store_true", help="also bring README's numbers up to date")
     reading = None                                                        # the file to blame
+
+    def blame(name):
+        nonlocal reading
+        reading = name and folder / f"{name}.json"
     try:
         args = parser.parse_args(argv)
-        folder, readme = args.figures, HERE.parent / "README.md"
-        parts = ["# H-JEPA on a three-body micro-world: technical report\n\nGenerated by `python figures/report.py`; "
-                 "each number comes from a JSON file of this folder.\n"]
-        missing = []
-        for name, sections in SECTIONS.items():
-            path = folder / f"{name}.json"
-            if path.exists():
-                reading = path
-                content = json.loads(path.read_text())
-                parts += [section(content) for section in sections]
-            else:
-                missing.append(name)
-        reading = None
-        if missing:
-            parts.append("## Not run yet\n\n" + "\n".join(
-                f"- `python {'figures/' + name + '.py' if (HERE / f'{name}.py').exists() else 'hjepa.py ' + name}`"
-                for name in missing) + "\n")
-        write(folder / "report.md", "\n".join([*parts, LIMITS]))
+        folder, readme, found = args.figures, HERE.parent / "README.md", {}
+        for name in ORDER:
+            blame(name)
+            if reading.exists():
+                found[name] = json.loads(reading.read_text())
+        text = compose(found, blame)
+        blame("episode")
+        try:
+            whole = page.whole(text, TITLE, folder, page.player(found["episode"]) if "episode" in found else "")
+        except ImportError as e:
+            if e.name != "markdown":
+                raise
+            whole = None
+        blame(None)
+        write(folder / "report.md", text)
         print(f"wrote {folder / 'report.md'}")
+        if whole is None:
+            print("report.html was not written: it needs `pip install -r figures/requirements-report.txt`")
+        else:
+            write(folder / "report.html", whole)
+            print(f"wrote {folder / 'report.html'}, {len(whole) / 1e6:.1f} MB")
         if args.readme:
             reading = readme
             write(readme, refresh(readme.read_text(), HERE.parent))
             print(f"brought the numbers of {readme.name} up to date")
     except OSError as e:
-        print(f"report: {e.filename}: {e.strerror}: mend that, or choose another --figures", file=sys.stderr)
+        what = f"{e.filename or reading or folder}: {e.strerror or e}"
+        print(f"report: {what}: mend that, or choose another --figures", file=sys.stderr)
         return 2
-    except (ValueError, LookupError, TypeError, AttributeError) as e:     # a file of another form, or half of one
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as e:
+        # A file of another form, or half of one.
         why = str(e) if reading is None else (f"{reading} is not what its command writes ({type(e).__name__}: {e}): "
                                               "run that command again")
         print(f"report: {' '.join(why.split())}", file=sys.stderr)
