@@ -56,7 +56,7 @@ def measure(args, runs):
         raise hjepa.Refusal("an episode is of one run: give one --run")
     run, = runs
     config = run.config
-    world, count = hjepa.build_world(config), args.tasks or config.tasks
+    world, count = hjepa.build_world(config), config.tasks if args.tasks is None else args.tasks
     frames = config.steps * config.hold if args.frames is None else args.frames
     if frames % config.hold or not config.hold <= frames <= 1000:
         raise hjepa.Refusal(f"--frames {frames}: give a multiple of {config.hold}, up to 1000")

@@ -412,7 +412,7 @@ def script(name):
 
 
 SCRIPTS = {"dynamics": "--n", "surprise": "--n", "representation": "--n", "planning": "--tasks",
-           "ablation": "--tasks"}
+           "ablation": "--tasks", "episode": "--tasks"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
