@@ -518,6 +518,8 @@ and of the mean error:
 def two_levels(pairs):
     """The outcome of the comparison with flat planners, in one sentence."""
     judged = [pair for pair in pairs if "mean_body" in pair]
+    if not judged:
+        return "no flat planner was tried that made no more calls than they did."
     better, worse = (sum(ahead(pair["mean_body_ci"]) for pair in judged) for ahead in (
         lambda ci: ci[0] > 0, lambda ci: ci[1] < 0))
     return (f"of {len(judged)} comparisons with a flat planner that made no more calls, two levels\nreach more goals "

@@ -299,6 +299,14 @@ def test_the_course_in_words(measured, n, says):
     assert says in report.course(measured, n)
 
 
+def test_two_levels_in_words():
+    pairs = [{"mean_body_ci": ci, "mean_body": 0} for ci in (
+        [0.1, 0.2], [-0.1, 0.1], [-0.2, -0.1], [0, 0.1])]
+    assert "of 4 comparisons" in report.two_levels(pairs)
+    assert "more goals in 1 and fewer in 1;" in report.two_levels(pairs)
+    assert "no flat planner was tried" in report.two_levels([{"saving": 2.0}])
+
+
 def test_counting():
     text = "# t\n## a\n### b\n### c\n    ## code\n*Figure: x*\n## d\n### e\n*Figure: y*"
     assert report.count(text).split("\n") == [
@@ -387,6 +395,9 @@ def test_no_text_of_the_diagram_meets_another(settings):
         assert text.get_fontsize() >= 9
         for other, place in zip(texts[:i], boxes):
             assert not box.overlaps(place), (text.get_text(), other.get_text())
+    line = figure.axes[0].transData.transform((diagram.FIRST - 1.05, 0))[0]     # deep tap
+    margin = [box for text, box in zip(texts, boxes) if text.get_position()[0] == 0.1]
+    assert len(margin) == 5 and max(box.x1 for box in margin) < line - 4
     said = " ".join(t.get_text() for t in texts)
     assert f"{config.steps * config.hold} frames" in said and f"width {config.macro_width}" in said
 
