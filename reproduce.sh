@@ -64,6 +64,7 @@ figure planning $py figures/planning.py --run "$run" --precision auto --frames $
 figure episode $py figures/episode.py --run "$run" --precision auto
 figure diagram $py figures/diagram.py --run "$run"
 if [ "$mode" = paper ]; then                    # ablations retrain the quick preset, nine times
+    figure hierarchy $py figures/hierarchy.py --run "$run" --precision auto
     say "training preset quick, the base of the ablations"
     $py hjepa.py train --preset quick --run runs/quick
     run=runs/quick
