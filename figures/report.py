@@ -579,6 +579,12 @@ def ablation(found):
 {content['tasks']} test goals, {content['frames']} frames ahead. Behind each share, in points, the paired difference
 from the full model and its interval.
 
+How to read it. Without the variance term embeddings may shrink to a point, without the covariance term to a few
+directions: deviation and rank show which. P1 leads from the context encoder's space into the target encoder's, so in
+one-step training it never meets what it must build on when it is rolled out. With stopped targets the target encoder
+is shaped by variance, covariance and maps alone. Position and velocity are read out linearly: a variant may score
+well there and still not plan, since a plan needs distances that mean something.
+
 {picture('ablation')}
 
 {table(['variant', 'closed loop, mean body', 'gain', 'closed loop, worst body', 'gain', 'macro jump, mean body', 'gain',

@@ -808,7 +808,7 @@ def plain(x):
 def make_parser():
     parser = common.make_parser(
         "speed", __doc__, n=(200, "tasks of `time` and `plan`"), repeats=(15, "repetitions"),
-        worlds=(500, "worlds of `simulator`"),
+        worlds=(4000, "worlds of `simulator`"),
         shared=(12_288, "sequences per epoch of `processes`"))
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure (default: all)")
     for flag, default, meaning in (
