@@ -725,7 +725,7 @@ def measure_growth(args, run):
 # ------------------------------------------------------------------------------------------ page
 
 def draw(content):
-    """-> figure: a panel per question; what was not measured stays empty."""
+    """-> figure: a panel per question; the place of what was not measured stays white."""
     figure, axes = hjepa.canvas(2, 4, 20, 8)
     colours = hjepa.COLOURS
 
@@ -776,9 +776,13 @@ def draw(content):
                         + ("" if slope is None else f": exponent {slope:.2f}"))
     for ax, title in zip(axes[1, 2:], ("training", "planning")):
         ax.set(title=f"{title}: time against size", xlabel="times the smallest")
-    for ax in axes.flat:
+    for ax, part in zip(axes.flat, ("time", "step", "plan", "plan", "simulator", "simulator",
+                                    "growth", "growth")):
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=7)
+        if not rows(part):
+            ax.clear()
+            ax.set_axis_off()
     return figure
 
 
