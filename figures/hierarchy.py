@@ -34,11 +34,13 @@ import hjepa
 import planning
 import torch
 
-PLANNERS = ("flat", "flat, held", "macro alone", "mixed", "top-down", "joint", "oracle")
-TWO_LEVELS = ("mixed", "top-down", "joint")
 SETTINGS = ((12, 3), (12, 6), (25, 6), (50, 6), (100, 6))     # CEM: samples per image, iterations
-COLOURS = dict(zip(PLANNERS, ("#2166ac", "#92c5de", "#999999", "#d6604d", "#b2182b", "#762a83",
-                              "#1b7837")))
+
+
+def budget(config, samples, iterations):
+    """What `cem` may spend: a tenth of the samples are elites, three or more, the run's at most."""
+    return dict(samples=samples, iterations=iterations,
+                elites=min(config.elites, max(3, samples // 10)))
 
 
 class Levels:
@@ -50,70 +52,62 @@ class Levels:
 
     def __init__(self, run, world, goal, gens, samples, iterations):
         self.model, self.config, self.world, self.gens = run.model, run.config, world, gens
-        self.samples, self.iterations = samples, iterations
-        self.span, self.goal = run.config.steps, self.images(world.observe(goal))
+        self.budget = budget(run.config, samples, iterations)
+        self.span, self.goal = run.config.steps, world.observe(goal)
 
     def images(self, x):
         return hjepa.images(x, self.config.views)
 
-    def see(self, clip):
-        return self.images(self.world.observe(clip))
-
-    def search(self, cost, mean, iterations=None):
-        """cost of plans seen in all images, one after the other -> the best plan (B, K, A)."""
-        views, limit = self.config.views, self.world.force_limit
-        plan, _ = hjepa.cem(
-            lambda plans: cost(self.images(plans)).unflatten(0, (views, -1)).mean(0), mean,
-            torch.full_like(mean, self.config.spread * limit), self.gens, samples=self.samples,
-            iterations=iterations or self.iterations, low=-limit, high=limit,
-            elites=min(self.config.elites, max(3, self.samples // 10)))
+    def search(self, make_cost, clip, mean, **other):
+        """make_cost as `hjepa.mirrored` wants it; other: what differs from the budget -> the best
+        plan (B, K, A)."""
+        limit = self.world.force_limit
+        cost = hjepa.mirrored(make_cost, self.model, self.world.observe(clip), self.goal,
+                              self.config.views)
+        plan, _ = hjepa.cem(cost, mean, torch.full_like(mean, self.config.spread * limit),
+                            self.gens, low=-limit, high=limit, **{**self.budget, **other})
         return plan
 
     def nothing(self, clip, clips):
         """The first mean: no force."""
         return clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
 
-    def chain(self, z, plans, first):
-        """z1 (N, D), or z2 if first is 0; plans (N, K, A) -> (N, D): `first` short steps, then
-        jumps to the end."""
-        if first:
-            z = self.model.lift(self.model.rollout(z, plans[:, :first])[:, -1])
-        *jumps, last = plans[:, first:].split(self.span, 1)
-        for jump in jumps:
-            z = self.model.bridge(self.model.jump(z, jump))
-        return self.model.jump(z, last)
-
-    def chained_cost(self, z, first):
-        return hjepa.latent_cost(lambda z, plans: self.chain(z, plans, first), z,
-                                 self.model.target(self.goal)[1])
+    def chained(self, first):
+        """-> make_cost: `first` short steps, then jumps to the goal."""
+        def make_cost(model, clip, goal):
+            start = model.context.shallow(clip)[1] if first else model.context(clip)[1]
+            return hjepa.latent_cost(
+                lambda z, plans: planning.chain(model, z, plans, first, self.span), start,
+                model.target(goal)[1])
+        return make_cost
 
     def flat(self, clip, left, plan):
         plan = self.nothing(clip, left) if plan is None else plan
-        plan = self.search(hjepa.short_cost(self.model, self.see(clip), self.goal), plan)
+        plan = self.search(hjepa.short_cost, clip, plan)
         return plan[:, 0], plan[:, 1:]
 
     def flat_held(self, clip, left, plan):
         """plan holds a force per 25 frames, counted back from the goal."""
         chunk = torch.tensor([(-left % self.span + k) // self.span for k in range(left)])
+
+        def make_cost(model, clip, goal):
+            cost = hjepa.short_cost(model, clip, goal)
+            return lambda plans: cost(plans[..., chunk, :])
         plan = self.nothing(clip, chunk[-1] + 1) if plan is None else plan
-        cost = hjepa.short_cost(self.model, self.see(clip), self.goal)
-        plan = self.search(lambda plans: cost(plans[..., chunk, :]), plan)
+        plan = self.search(make_cost, clip, plan)
         return plan[:, 0], plan[:, 1:] if (left - 1) % self.span == 0 else plan
 
     def macro_alone(self, clip, left, plan):
         if left % self.span == 0:
             plan = self.nothing(clip, left) if plan is None else plan
-            z2 = self.model.context(self.see(clip))[1]
-            plan = self.search(self.chained_cost(z2, 0), plan)
+            plan = self.search(self.chained(0), clip, plan)
         return plan[:, 0], plan[:, 1:]
 
     def mixed(self, clip, left, plan):
         if left < 2 * self.span:
             return self.flat(clip, left, plan)
         plan = self.nothing(clip, left) if plan is None else plan
-        z1, z2 = self.model.context(self.see(clip))
-        first = left % self.span
-        plan = self.search(self.chained_cost(z1 if first else z2, first), plan)
+        plan = self.search(self.chained(left % self.span), clip, plan)
         return plan[:, 0], plan[:, 1:]
 
     def top_down(self, clip, left, memory):
@@ -123,15 +117,16 @@ class Levels:
         if left < 2 * self.span:
             force, plan = self.flat(clip, left, plan)
             return force, (plan, None)
-        model, seen = self.model, self.see(clip)
         if left % self.span == 0:
-            z2 = model.context(seen)[1]
-            plan = self.search(self.chained_cost(z2, 0), plan)
-            aim = model.bridge(model.jump(z2, self.images(plan[:, :self.span])))
+            plan = self.search(self.chained(0), clip, plan)
+            z2 = self.model.context(self.images(self.world.observe(clip)))[1]
+            aim = self.model.bridge(self.model.jump(z2, self.images(plan[:, :self.span])))
+
+        def make_cost(model, clip, _):
+            return hjepa.latent_cost(lambda z, plans: model.lift(model.rollout(z, plans)[:, -1]),
+                                     model.context.shallow(clip)[1], aim)
         first = left % self.span or self.span
-        near = self.search(hjepa.latent_cost(
-            lambda z, plans: model.lift(model.rollout(z, plans)[:, -1]),
-            model.context.shallow(seen)[1], aim), plan[:, :first])
+        near = self.search(make_cost, clip, plan[:, :first])
         return near[:, 0], (torch.cat([near[:, 1:], plan[:, first:]], 1), aim)
 
     def joint(self, clip, left, plan, rounds=2):
@@ -139,20 +134,34 @@ class Levels:
         if left <= self.span:
             return self.flat(clip, left, plan)
         plan = self.nothing(clip, left) if plan is None else plan
-        z1, half = self.model.context.shallow(self.see(clip))[1], max(1, self.iterations // rounds)
         first = left % self.span or self.span
-        near, far = plan[:, :first], plan[:, first:]
-        for _ in range(rounds):
-            reached = self.model.lift(self.model.rollout(z1, self.images(near))[:, -1])
-            far = self.search(self.chained_cost(reached, 0), far, half)
+        near, far, span = plan[:, :first], plan[:, first:], self.span
+
+        def jumps_behind(model, clip, goal):
+            reached = model.rollout(model.context.shallow(clip)[1], self.images(near))[:, -1]
+            return hjepa.latent_cost(lambda z, plans: planning.chain(model, z, plans, 0, span),
+                                     model.lift(reached), model.target(goal)[1])
+
+        def steps_before(model, clip, goal):
             behind = self.images(far)
 
             def predict(z, plans):
                 fixed = behind.repeat_interleave(len(plans) // len(behind), 0)
-                return self.chain(z, torch.cat([plans, fixed], 1), first)
-            near = self.search(hjepa.latent_cost(predict, z1, self.model.target(self.goal)[1]), near,
-                               half)
+                return planning.chain(model, z, torch.cat([plans, fixed], 1), first, span)
+            return hjepa.latent_cost(predict, model.context.shallow(clip)[1], model.target(goal)[1])
+        for _ in range(rounds):
+            share = max(1, self.budget["iterations"] // rounds)
+            far = self.search(jumps_behind, clip, far, iterations=share)
+            near = self.search(steps_before, clip, near, iterations=share)
         return near[:, 0], torch.cat([near[:, 1:], far], 1)
+
+
+PLANS = {"flat": Levels.flat, "flat, held": Levels.flat_held, "macro alone": Levels.macro_alone,
+         "mixed": Levels.mixed, "top-down": Levels.top_down, "joint": Levels.joint}
+PLANNERS = (*PLANS, "oracle")
+TWO_LEVELS = ("mixed", "top-down", "joint")
+COLOURS = dict(zip(PLANNERS, ("#2166ac", "#92c5de", "#999999", "#d6604d", "#b2182b", "#762a83",
+                              "#1b7837")))
 
 
 @torch.no_grad()
@@ -164,14 +173,12 @@ def attempt(name, run, world, tasks, pick, samples, iterations, meter=None, devi
     if name == "oracle":
         search = planning.cost_maker(name, run, world, goal, None, meter)
         states, _ = hjepa.replan(world, clip, steps, search, gens, config.spread, config.hold,
-                                 samples=samples, iterations=iterations,
-                                 elites=min(config.elites, max(3, samples // 10)))
+                                 **budget(config, samples, iterations))
         clip = states[:, -config.hold:]
     else:
         levels, memory = Levels(run, world, goal, gens, samples, iterations), None
-        plan = getattr(levels, name.replace(", ", "_").replace(" ", "_").replace("-", "_"))
         for left in range(steps, 0, -1):
-            force, memory = plan(clip, left, memory)
+            force, memory = PLANS[name](levels, clip, left, memory)
             clip, _ = world.rollout(clip[:, -1], force.unflatten(-1, (-1, 2))[:, None], config.hold)
     return (clip[:, -1, :, :2] - goal[:, -1, :, :2]).norm(dim=-1).cpu()
 

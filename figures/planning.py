@@ -83,6 +83,16 @@ def fit_decoder(run, world, device, n=4096):
             return z.float() @ weight + offset
     return decode
 
+def chain(model, z, plans, first, span):
+    """z1 (N, D), or z2 if first is 0; plans (N, K, A) -> (N, D), like the deep target embedding of
+    the last clip: `first` short steps, lift, then jumps of `span` clips with a bridge between."""
+    if first:
+        z = model.lift(model.rollout(z, plans[:, :first])[:, -1])
+    *jumps, last = plans[:, first:].split(span, 1)
+    for jump in jumps:
+        z = model.bridge(model.jump(z, jump))
+    return model.jump(z, last)
+
 def cost_maker(name, run, world, goal, decode, meter):
     """goal (B, T, bodies, 4) -> make_cost(clip, clips left) for hjepa.replan."""
     model, config, see = run.model, run.config, world.observe
@@ -117,17 +127,9 @@ def cost_maker(name, run, world, goal, decode, meter):
     def both(clip, left):
         first = left % config.steps                   # short steps; then jumps lead to the goal
 
-        def predict(z, plans):
-            if first:
-                z = model.lift(model.rollout(z, plans[:, :first])[:, -1])
-            jumps = plans[:, first:].split(config.steps, 1)
-            for jump in jumps[:-1]:
-                z = model.bridge(model.jump(z, jump))
-            return model.jump(z, jumps[-1])
-
         def chained_cost(model, clip, goal):
-            return hjepa.latent_cost(predict, model.context(clip)[0 if first else 1],
-                                     model.target(goal)[1])
+            return hjepa.latent_cost(lambda z, plans: chain(model, z, plans, first, config.steps),
+                                     model.context(clip)[0 if first else 1], model.target(goal)[1])
         make = hjepa.short_cost if left <= config.steps else chained_cost
         return hjepa.mirrored(make, model, see(clip), see(goal), config.views)
     return {"oracle": oracle, "simulator + latent cost": simulator_latent,

@@ -1,4 +1,5 @@
 """figures/hierarchy.py: what it promises, on a smoke model."""
+import dataclasses
 import json
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_flat_is_the_planner_of_the_plan_command(small):
     clip, goal = tasks["clip"][:1], tasks["goal"][:1]
     config = run.config
     _, forces = hjepa.solve("short replanned", run.model, world,
-                            hjepa.dataclasses.replace(config, steps=10, elites=4), clip, goal,
+                            dataclasses.replace(config, steps=10, elites=4), clip, goal,
                             [hjepa.generator(1, "x")])
     levels = hierarchy.Levels(run, world, goal, [hjepa.generator(1, "x")], config.samples,
                               config.iterations)
@@ -102,15 +103,14 @@ def test_flat_is_the_planner_of_the_plan_command(small):
 
 
 def test_chain_is_short_steps_then_jumps(small):
-    run, world, tasks = small
-    levels = hierarchy.Levels(run, world, tasks["goal"], [None] * 3, 4, 1)
+    run, _, _ = small
     model, gen = run.model, torch.Generator().manual_seed(0)
     z, plans = torch.randn(2, 256, generator=gen), torch.randn(2, 12, 6, generator=gen)
     with torch.no_grad():
         by_hand = model.lift(model.rollout(z, plans[:, :2])[:, -1])
         by_hand = model.jump(model.bridge(model.jump(by_hand, plans[:, 2:7])), plans[:, 7:])
-        assert torch.allclose(levels.chain(z, plans, 2), by_hand, atol=1e-5)
-        assert torch.allclose(levels.chain(z, plans[:, :5], 0), model.jump(z, plans[:, :5]))
+        assert torch.allclose(planning.chain(model, z, plans, 2, 5), by_hand, atol=1e-5)
+        assert torch.allclose(planning.chain(model, z, plans[:, :5], 0, 5), model.jump(z, plans[:, :5]))
 
 
 def test_held_forces_change_at_the_macro_boundaries_before_the_goal(small):
