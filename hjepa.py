@@ -572,7 +572,7 @@ def macro_cost(model, clip, goal):
     return latent_cost(model.jump, model.context(clip)[1], model.target(goal)[1])
 
 def images(x, views=2):
-    """(B, ..., 2 m) -> (views B, ..., 2 m): as it is, flipped both ways with axes swapped, ..."""
+    """(B, ..., 2 m) -> (views B, ..., 2 m): x, then images: bits of i flip x, flip y, swap axes."""
     pairs, order = x.unflatten(-1, (-1, 2)), (0, 7, 1, 6, 2, 5, 3, 4)[:views]
     turned = [pairs * x.new_tensor([1 - 2 * (i & 1), 1 - (i & 2)]) for i in order]
     return torch.cat([t.flip(-1) if i & 4 else t for i, t in zip(order, turned)]).flatten(-2)

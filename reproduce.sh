@@ -63,9 +63,9 @@ frames=25                                       # the long horizons take an hour
 figure planning $py figures/planning.py --run "$run" --precision auto --frames $frames
 figure episode $py figures/episode.py --run "$run" --precision auto
 figure diagram $py figures/diagram.py --run "$run"
-if [ "$mode" = paper ]; then                    # ablations retrain the quick preset, nine times
+if [ "$mode" = paper ]; then
     figure hierarchy $py figures/hierarchy.py --run "$run" --precision auto
-    say "training preset quick, the base of the ablations"
+    say "training preset quick, which the ablations retrain nine times"
     $py hjepa.py train --preset quick --run runs/quick
     run=runs/quick
     figure ablation $py figures/ablation.py --run "$run" --precision auto

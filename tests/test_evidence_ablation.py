@@ -1,4 +1,5 @@
 """figures/ablation.py: does each variant leave out what it says, and nothing else?"""
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -96,7 +97,7 @@ def test_positions_only_hides_velocity_and_nothing_else():
 
 def test_every_variant_changes_something_and_names_real_settings():
     for name, (settings, options, world) in ablation.VARIANTS.items():
-        changed = hjepa.dataclasses.replace(hjepa.Config(), **settings)
+        changed = dataclasses.replace(hjepa.Config(), **settings)
         differs = changed != hjepa.Config() or bool(options) or world is not hjepa.World
         assert differs == (name != "full"), name
 

@@ -1,6 +1,7 @@
 """Hours without anyone watching: kills, full disks, two writers, NaN, memory, ctrl-c, and no code
 from files. The long form of the first is `python tests/kill.py --times 50`."""
 import ast
+import dataclasses
 import functools
 import gc
 import io
@@ -36,12 +37,12 @@ def few_gauges(monkeypatch):
 
 
 def tiny(**settings):
-    return hjepa.dataclasses.replace(TINY, **settings)
+    return dataclasses.replace(TINY, **settings)
 
 
 def flags(config):
     """The command line that means this Config."""
-    for f in hjepa.dataclasses.fields(config):
+    for f in dataclasses.fields(config):
         name, value = f.name.replace("_", "-"), getattr(config, f.name)
         if f.type is bool:
             yield f"--{name}" if value else f"--no-{name}"
