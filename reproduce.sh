@@ -64,6 +64,8 @@ figure planning $py figures/planning.py --run "$run" --precision auto --frames $
 figure episode $py figures/episode.py --run "$run" --precision auto
 figure diagram $py figures/diagram.py --run "$run"
 if [ "$mode" = paper ]; then
+    figure extend $py figures/extend.py --run "$run"
+    run=runs/$mode-far
     figure hierarchy $py figures/hierarchy.py --run "$run" --precision auto
     say "training preset quick, which the ablations retrain nine times"
     $py hjepa.py train --preset quick --run runs/quick

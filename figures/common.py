@@ -27,7 +27,8 @@ sys.path.insert(0, str(HERE.parent))
 import hjepa                                                              # noqa: E402
 
 DRAWS = 10_000                                  # resamples behind every interval
-Run = namedtuple("Run", "model config epochs")  # eval mode, on args.device; epochs trained so far
+# model in eval mode, on args.device; epochs trained so far; what figures/extend.py says, or None
+Run = namedtuple("Run", "model config epochs extended", defaults=[None])
 
 def make_parser(name, doc, **numbers):
     """A parser with the flags every script has. numbers: flag=(default, meaning), whole and > 0."""
@@ -46,15 +47,20 @@ def make_parser(name, doc, **numbers):
     parser.set_defaults(numbers=tuple(numbers))
     return parser
 
+def further_steps(run):
+    """Steps that figures/extend.py has trained the predictors on."""
+    return run.extended["steps"] if run.extended else 0
+
 def open_runs(paths, device):
     """Paths -> [Run]. Refusal unless the runs differ in their seeds and in nothing else."""
     runs = []
     for path in paths:
         model, config = hjepa.load(path, device)
-        runs.append(Run(model, config, hjepa.read_checkpoint(path)["epoch"]))
+        saved = hjepa.read_checkpoint(path)
+        runs.append(Run(model, config, saved["epoch"], saved.get("extended")))
     free = ("seed", "device", "precision", "tasks")
-    first, *others = ({**dataclasses.asdict(run.config), "epochs trained": run.epochs}
-                      for run in runs)
+    first, *others = ({**dataclasses.asdict(run.config), "epochs trained": run.epochs,
+                       "further steps": further_steps(run)} for run in runs)
     for path, other in zip(paths[1:], others):
         differ = [k for k in first if first[k] != other[k] and k not in free]
         if differ:
@@ -110,6 +116,7 @@ def head(args, runs, n):
             "device": hjepa.device_name(args.device), "precision": args.precision,
             "torch": torch.__version__, "seeds": [run.config.seed for run in runs], "n": n,
             "epochs": runs[0].epochs, "sequences": runs[0].config.sequences,
+            **({"further_steps": further_steps(runs[0])} if runs[0].extended else {}),
             "intervals": interval_note(runs)}
 
 def publish(args, runs, n, figure, content):

@@ -42,6 +42,8 @@ CAPTIONS = {
     "plan": "where three planners leave the bodies (solid) against the goal (dashed); share of goals reached.",
     "episode": "an episode. Filled: bodies with their way so far; dashed: goals; arrows: the forces of the next clip.",
     "planning": "share of goals reached and final error, each row with its interval; crosses split by contact.",
+    "extend": "squared error against frames ahead, of the run and after its predictors were trained on (validation "
+              "worlds, 1: the variance of a dimension).",
     "hierarchy": "share of goals reached against predictor calls (above) and seconds (below), a column per horizon.",
     "ablation": "the run without each part.",
     "speed": "time to train, time per step and per plan, simulators, and growth."}
@@ -78,11 +80,16 @@ def one(rows, **chosen):
     return next((row for row in rows if all(row[k] == v for k, v in chosen.items())), None)
 
 
+def further(content):
+    """What figures/extend.py has added to the training."""
+    return f", the predictors trained on for {content['further_steps']:,} steps" if "further_steps" in content else ""
+
+
 def source(content):
     """The line under each table: where its numbers come from."""
     seeds = ", ".join(str(s) for s in content["seeds"])
     return (f"\n*`{content['command']}`; n = {content['n']}, training seed {seeds}, {content['epochs']} epochs of "
-            f"{content['sequences']:,} sequences; measured on {content['device']}, torch {content['torch']}.*\n")
+            f"{content['sequences']:,} sequences{further(content)}; measured on {content['device']}, torch {content['torch']}.*\n")
 
 
 # The sections, in the order of the report. Each takes `found`, JSON contents by name, and returns Markdown without
@@ -527,6 +534,30 @@ def two_levels(pairs):
             f"in {better} and fewer in {worse}; in the rest the interval contains 0.")
 
 
+def extended(found):
+    content = found["extend"]
+    event = found["curves"]["config"]["steps"]
+    last = max(row["clips"] for row in content["rows"])
+    gaps = {(row["name"], row["when"], row["clips"]): number(row["error"], row["error_ci"]) for row in content["rows"]}
+    shown = [[name, when, *(gaps.get((name, when, k), "") for k in (1, event, last))]
+             for name, when in dict.fromkeys((row["name"], row["when"]) for row in content["rows"])]
+    return f"""Training looks one macro-event ahead. A planner for goals {content['frames'] * last // event} frames away
+applies P1 {last} times and P2 {last // event} times, each to what it has predicted itself, in worlds that forces have
+made faster than those of training. Trained that far together with the encoders, the deep target drops what cannot be
+foreseen. So the encoders are frozen and the predictors and maps trained on: {content['extended']['steps']:,} steps of
+{content['extended']['batch']} new worlds, {content['minutes']:.0f} minutes on {content['extended']['device']} with
+whatever else it was doing. P1 is rolled out to the end; P2 jumps three times, the first time over one to {event} clips
+at random (missing forces are marked), with a bridge between; both maps learn on predictions instead of embeddings.
+
+{table(['predictor', 'training on', '1 clip', f'{event} clips', f'{last} clips'], shown)}
+
+Squared error of the predicted embedding, mean over dimensions: 1 is the variance. *leaps*: a jump over the clips that
+are no whole macro-event, then macro-events.
+
+{picture('extend')}
+{source(content)}"""
+
+
 def hierarchy(found):
     content = found["hierarchy"]
     parts = []
@@ -549,6 +580,8 @@ several settings of the search (samples per image x iterations), so that success
 - *mixed*: short steps up to the next macro-event before the goal, lift, then jumps
 - *top-down*: jumps are planned to the goal; where the first of them lands is what the short level aims at
 - *joint*: as mixed, but both levels' plans are improved in turn
+- *leaping*: a jump of one to five clips, then macro-events, up to the last five clips (only for predictors that were
+  trained on)
 - *oracle*: flat, in the true simulator with true positions
 
 A call is one sample that a predictor evaluates, whichever: P2 is the larger one, which the seconds show. Mean and
@@ -760,6 +793,7 @@ CHAPTERS = (                                    # title, its sections: title, JS
                     ("Does it know what cannot happen?", "surprise", surprise))),
     ("Planning", (("Goals reached", "plan", plans), ("One episode", "episode", episode),
                   ("Does it reach goals because of the model?", "planning", planning),
+                  ("The predictors, trained on", "extend", extended),
                   ("Two levels against one", "hierarchy", hierarchy))),
     ("Which part carries it?", (("", "ablation", ablation),)),
     ("How fast is it, and how does it grow?", (("", "speed", speed),)),
@@ -802,11 +836,11 @@ def compose(found, blame):
             f"- `python {'figures/' + name + '.py' if (HERE / f'{name}.py').exists() else 'hjepa.py ' + name}`"
             for name in missing) + "\n")
     body.append("## Limits\n\n" + limits(found))
-    lengths = {(content["epochs"], content["sequences"]) for content in found.values()}
+    lengths = {tuple(content.get(k) for k in ("epochs", "sequences", "further_steps")) for content in found.values()}
     head = f"""# {TITLE}
 
 Generated by `python figures/report.py`; each number comes from a JSON file of this folder, named under its table.
-{'**The files are not all of trainings of the same length: compare the epochs.**' if len(lengths) > 1 else ''}
+{'**The files are not all of trainings of the same length: compare what stands under the tables.**' if len(lengths) > 1 else ''}
 
 {abstract(found)}"""
     return count("\n".join([head, *body]))

@@ -242,7 +242,8 @@ def test_what_is_missing_is_named(shown, tmp_path):
     assert commands == [
         "figures/diagram.py", "hjepa.py diagnose", "hjepa.py probe", "figures/representation.py",
         "figures/dynamics.py", "figures/surprise.py", "hjepa.py plan", "figures/episode.py",
-        "figures/planning.py", "figures/hierarchy.py", "figures/ablation.py", "figures/speed.py"]
+        "figures/planning.py", "figures/extend.py", "figures/hierarchy.py", "figures/ablation.py",
+        "figures/speed.py"]
     assert "<strong>curves.png is missing" in (tmp_path / "report.html").read_text()
     numbers = re.findall(r"^## (\d+)\. ", text, re.M)
     assert list(map(int, numbers)) == list(range(1, len(numbers) + 1))

@@ -1,0 +1,220 @@
+"""Trains the predictors of a run on, three macro-events far, with both encoders frozen.
+
+    python figures/extend.py --run runs/quick          # a run of its own: runs/quick-far
+    python figures/hierarchy.py --run runs/quick-far   # what it is for; other scripts take it too
+
+hjepa.py trains both predictors one macro-event far. A planner for goals at 75 frames applies P1
+fifteen times and P2 three times, each to what it has predicted itself, in worlds that forces have
+made faster than those of training. Here they learn just that, on new worlds at each step. The
+encoders stay as they are: trained along, the deep target drops what cannot be foreseen so far, and
+plans get worse although the loss falls. Frozen, they leave nothing to be gained by forgetting.
+
+The macro level learns one thing more: `leap`, a jump of fewer clips than a macro-event, so that it
+can be asked at any clip how things stand at the goal. Terms, all mean squared errors:
+
+    p1        P1 rolled out to the end, against t1 of each clip
+    lift      lift of P1's prediction after k clips, against z2' there; k from 1 to 5, at random
+    lifted    the jump from there
+    jump 1-3  P2 over k clips, then two macro-events, each from the bridge of the one before
+    bridge    bridge of what P2 predicted, against z2' there
+
+The result is a checkpoint like any other, which all scripts take, with one entry more, `extended`.
+An interrupted training goes on from its last hundred steps. extend.json and .png hold the errors
+on validation worlds, before and after.
+"""
+import io
+import math
+import sys
+import time
+from pathlib import Path
+
+import common
+import hjepa
+import planning
+import torch
+import torch.nn.functional as F
+
+EVENTS, BLOCK = 3, 100                          # macro-events; steps between two saves
+LR, WARMUP = 5e-4, 100                          # half of training's peak: the weights are good
+
+
+def leap(model, z2, forces, limit):
+    """z2 (N, D), forces (N, k, A) -> (N, D): P2 over k clips, at most a macro-event. Missing forces
+    come first, marked by a value that no force has (limit: the largest), so that each force keeps
+    its place by the time that is left after it."""
+    given, size = forces.flatten(1), model.macro.force[0].in_features
+    return model.macro(z2, F.pad(given, (size - given.shape[1], 0), value=1.5 * limit))
+
+
+def leaps(model, z2, plans, span, limit):
+    """z2 (N, D), plans (N, K, A) -> (N, D), like the deep target embedding of the last clip: one
+    jump over K % span clips, if that is not 0, then macro-events of `span` clips."""
+    clips = plans.shape[1]
+    *jumps, last = (plans[:, max(0, end - span):end]
+                    for end in range(clips % span or span, clips + 1, span))
+    for jump in jumps:
+        z2 = model.bridge(leap(model, z2, jump, limit))
+    return leap(model, z2, last, limit)
+
+
+def objective(model, obs, forces, k, span, limit):
+    """obs (B, K, T, F), forces (B, K-1, A), k the clips of the first jump -> dict of terms, whose
+    sum is to be made small. The encoders get no gradient."""
+    clips, ends = forces.shape[1], range(k, forces.shape[1] + 1, span)
+    with torch.no_grad():
+        z1, z2 = model.context(obs[:, 0])
+        tokens, t1 = model.target.shallow(obs[:, 1:].transpose(0, 1).flatten(0, 1))
+        t1, tokens = (x.unflatten(0, (clips, len(obs))) for x in (t1, tokens))
+        deep = [model.target.deep(tokens[end - 1]) for end in ends]
+        same = [model.context(obs[:, end])[1] for end in ends]
+
+    def gap(guess, truth):
+        return F.mse_loss(guess.float(), truth.float())
+    path = model.rollout(z1, forces).transpose(0, 1)
+    lifted = model.lift(path[k - 1])
+    terms = {"p1": gap(path, t1), "lift": gap(lifted, same[0]),
+             "lifted": gap(leap(model, lifted, forces[:, k:k + span], limit), deep[1])}
+    for i, end in enumerate(ends):
+        z2 = leap(model, z2, forces[:, max(0, end - span):end], limit)
+        terms[f"jump {i + 1}"] = gap(z2, deep[i])
+        if i + 1 < len(ends):
+            z2 = model.bridge(z2)
+            terms[f"bridge {i + 1}"] = gap(z2, same[i])
+    return terms
+
+
+def draw_worlds(world, config, n, gen, device):
+    """n sequences of three macro-events -> observed clips (n, K, T, F), forces (n, K-1, A)."""
+    states, forces, _ = hjepa.make_sequences(world, n, EVENTS * config.steps + 1, gen, config.hold,
+                                             config.start_speed, device)
+    return world.observe(states), forces
+
+
+def save(path, content):
+    """Whole or not at all."""
+    whole = io.BytesIO()                        # on a full disk torch.save raises no OSError
+    torch.save(content, whole)
+    with hjepa.atomic(path) as part:
+        part.write_bytes(whole.getbuffer())
+
+
+def train(run, saved, out, args):
+    """Run, its checkpoint, directory of the new one. Writes the new checkpoint -> its Run."""
+    model, config, world = run.model, run.config, hjepa.build_world(run.config)
+    model.context.requires_grad_(False)
+    model.target.requires_grad_(False)
+    optimizer, unfinished = hjepa.make_optimizer(model, config, args.device), out / "extending.pt"
+    told = {"of": str(args.run[0]), "steps": args.steps, "done": 0, "batch": config.batch,
+            "seconds": 0.0, "device": hjepa.device_name(args.device), "rows": []}
+    if unfinished.exists():
+        half = torch.load(unfinished, map_location="cpu", weights_only=True)
+        if any(half["told"][k] != told[k] for k in ("of", "steps", "batch")):
+            raise hjepa.Refusal(f"{unfinished} belongs to --run {half['told']['of']} --steps "
+                                f"{half['told']['steps']}: repeat these, or use another --to")
+        model.load_state_dict(half["model"])
+        optimizer.load_state_dict(half["optimizer"])
+        told = half["told"]
+    model.train()
+    while told["done"] < args.steps:
+        done, start, sums = told["done"], time.perf_counter(), None
+        until = min(args.steps, done + BLOCK)
+        gen = hjepa.generator(config.seed, "extend", done)
+        drawn = draw_worlds(world, config, (until - done) * config.batch, gen, args.device)
+        batches = zip(*(x.split(config.batch) for x in drawn))
+        for step, (obs, forces) in enumerate(
+                hjepa.bar(batches, f"steps to {until} of {args.steps}", until - done), done):
+            first = torch.randint(1, config.steps + 1, (), generator=gen).item()
+            for group in optimizer.param_groups:
+                group["lr"] = hjepa.learning_rate(step, args.steps, LR, WARMUP)
+            with hjepa.autocast(args.device, saved["precision"]):
+                terms = objective(model, obs, forces, first, config.steps, config.force_limit)
+            optimizer.zero_grad(set_to_none=True)
+            sum(terms.values()).backward()
+            optimizer.step()
+            row = torch.stack([term.detach() for term in terms.values()])
+            sums = row if sums is None else sums + row
+        means = dict(zip(terms, (sums / (until - done)).tolist()))
+        if not all(map(math.isfinite, means.values())):
+            raise hjepa.Refusal(f"a term is not finite before step {until}: {means}")
+        told["done"], told["seconds"] = until, told["seconds"] + time.perf_counter() - start
+        told["rows"].append({"step": until, **means})
+        print(f"{until:6d}", *(f"{name} {value:.4f}" for name, value in means.items()),
+              f"{time.perf_counter() - start:.0f} s", flush=True)
+        save(unfinished, {"told": told, "model": model.state_dict(),
+                          "optimizer": optimizer.state_dict()})
+    fresh = hjepa.make_optimizer(model, config, args.device).state_dict()  # the old moments are of
+    save(out / "last.pt", {**saved, "model": model.state_dict(),          # other weights
+                           "optimizer": fresh, "extended": told})
+    unfinished.unlink()
+    return run._replace(model=model.eval())
+
+
+@torch.no_grad()
+def errors(model, config, obs, forces, leaping):
+    """-> dict name -> dict of clips ahead -> errors (N,): squared, the mean over dimensions."""
+    def gap(guess, truth):
+        return (guess.float() - truth.float()).square().mean(-1).cpu()
+    z1, z2 = model.context(obs[:, 0])
+    path, truth = model.rollout(z1, forces), [model.target(clip) for clip in obs[:, 1:].unbind(1)]
+    span, found = config.steps, {"P1": {}, "P2": {}}
+    for k, (t1, t2) in enumerate(truth, 1):
+        found["P1"][k] = gap(path[:, k - 1], t1)
+        if k % span == 0:
+            found["P2"][k] = gap(planning.chain(model, z2, forces[:, :k], 0, span), t2)
+        if leaping:
+            found.setdefault("leaps", {})[k] = gap(
+                leaps(model, z2, forces[:, :k], span, config.force_limit), t2)
+    return found
+
+
+def draw(rows, hold):
+    """Error against frames, shallow left, deep right; before: dashed."""
+    figure, axes = hjepa.canvas(1, 2, 11, 4)
+    for name, when in dict.fromkeys((row["name"], row["when"]) for row in rows):
+        mine = [row for row in rows if (row["name"], row["when"]) == (name, when)]
+        axes[0, int(name != "P1")].plot(
+            [row["clips"] * hold for row in mine], [row["error"] for row in mine],
+            "o--" if when == "before" else "o-", ms=4, label=f"{name}, {when}",
+            color=hjepa.COLOURS[("P1", "P2", "leaps").index(name)])
+    for ax, title in zip(axes[0], ("shallow: P1, rolled out", "deep: P2, chained")):
+        ax.set(title=title, xlabel="frames ahead", ylabel="squared error (1: variance)", ylim=0)
+        ax.grid(color="0.9")
+        ax.legend(fontsize=8)
+    return figure
+
+
+def measure(args, runs):
+    if len(runs) > 1:
+        raise hjepa.Refusal("one --run at a time: each is trained on by itself")
+    run, path = runs[0], args.run[0]
+    out = args.to or path.with_name(path.stem + "-far")
+    saved, config = hjepa.read_checkpoint(path), run.config
+    if "extended" in saved:
+        raise hjepa.Refusal(f"{path} has been trained on already: give the run that it came from")
+    obs, forces = draw_worlds(hjepa.build_world(config), config, args.n,
+                              hjepa.generator(config.validation_seed, "extend"), args.device)
+    before = errors(run.model, config, obs, forces, leaping=False)
+    with hjepa.locked(out):
+        if (out / "last.pt").exists():
+            there = hjepa.read_checkpoint(out).get("extended")
+            if not there or (there["of"], there["steps"]) != (str(path), args.steps):
+                raise hjepa.Refusal(f"{out} holds another run: give another --to")
+            run = run._replace(model=hjepa.load(out, args.device)[0])
+        else:
+            run = train(run, saved, out, args)
+            there = hjepa.read_checkpoint(out)["extended"]
+    after = errors(run.model, config, obs, forces, leaping=True)
+    rows = [{"name": name, "when": when, "clips": k, "error": gaps.mean().item(),
+             "error_ci": common.interval(gaps)}
+            for when, found in (("before", before), ("after", after))
+            for name, of in found.items() for k, gaps in of.items()]
+    return draw(rows, config.hold), args.n, {
+        "to": str(out), "frames": config.steps * config.hold, "minutes": there["seconds"] / 60, "extended": there, "rows": rows}
+
+
+if __name__ == "__main__":
+    parser = common.make_parser("extend", __doc__, steps=(2500, "training steps"),
+                                n=(1024, "validation worlds that the errors are measured on"))
+    parser.add_argument("--to", type=Path, metavar="DIR",
+                        help="directory of the new run (default: that of --run, with -far behind)")
+    sys.exit(common.main(parser, measure))
