@@ -2,8 +2,9 @@
 # From a fresh clone to figures:   ./reproduce.sh          the paper's 300 epochs (hours on a CPU)
 #                                  ./reproduce.sh quick    9 epochs on the same 49,000 sequences (minutes)
 #                                  ./reproduce.sh test     install what the tests need and run them
-# Makes .venv, installs requirements.txt, trains in runs/, writes figures/ and the report in it. Finished
-# steps are skipped, an interrupted training goes on from its last epoch: just call it again.
+# Makes .venv, installs requirements.txt, trains in runs/, writes figures/ (or figures/quick/) and the
+# report in it. Finished steps are skipped, an interrupted training goes on from its last epoch: just
+# call it again.
 # PYTHON=python3.12 ./reproduce.sh   uses another interpreter (3.11 to 3.13).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -39,17 +40,27 @@ if [ "$mode" = test ]; then
 fi
 
 run=runs/$mode
+out=figures/$mode                               # the small presets do not touch the paper's figures
 say "training preset $mode in $run"
 $py hjepa.py train --preset "$mode" --run "$run"
+if [ "$mode" = paper ]; then
+    out=figures
+    if [ "$run/last.pt" -nt figures/hjepa.pt ]; then
+        say "packing the weights"
+        $py figures/ship.py --run "$run"
+    fi
+    run=figures/hjepa.pt                        # figures of what is shipped: anyone can make them again
+fi
 
 figure() {                                      # $1: name, rest: command; skipped if made from this very run
-    local json=figures/$1.json name=$1
+    local json=$out/$1.json name=$1 weights=$run
     shift
-    if [ "$json" -nt "$run/last.pt" ] && grep -q -e "--run $run\"" -e "--run $run " "$json"; then
+    [ -d "$run" ] && weights=$run/last.pt
+    if [ "$json" -nt "$weights" ] && grep -q -e "--run $run\"" -e "--run $run " "$json"; then
         say "$json is up to date"
     else
         say "$name: $*"
-        "$@"
+        "$@" --out "$out"
     fi
 }
 for name in curves diagnose probe plan; do
@@ -64,8 +75,8 @@ figure planning $py figures/planning.py --run "$run" --precision auto --frames $
 figure episode $py figures/episode.py --run "$run" --precision auto
 figure diagram $py figures/diagram.py --run "$run"
 if [ "$mode" = paper ]; then
-    figure extend $py figures/extend.py --run "$run"
-    run=runs/$mode-far
+    figure extend $py figures/extend.py --run "$run" --to runs/paper-far
+    run=runs/paper-far
     figure hierarchy $py figures/hierarchy.py --run "$run" --precision auto
     say "training preset quick, which the ablations retrain nine times"
     $py hjepa.py train --preset quick --run runs/quick
@@ -74,5 +85,5 @@ if [ "$mode" = paper ]; then
 fi
 install figures/requirements-report.txt
 say "report"
-$py figures/report.py
-say "done: figures/, with figures/report.html and figures/report.md"
+$py figures/report.py --figures "$out"
+say "done: $out, with $out/report.html and $out/report.md"

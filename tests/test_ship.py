@@ -1,0 +1,70 @@
+"""figures/ship.py, and the weights that it has shipped."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import hjepa                                                              # noqa: E402
+
+SHIPPED = ROOT / "figures" / "hjepa.pt"
+
+
+def command(*argv):
+    return subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, capture_output=True,
+                          text=True)
+
+
+@pytest.fixture(scope="module")
+def small(smoke, tmp_path_factory):
+    path = tmp_path_factory.mktemp("ship") / "small.pt"
+    done = command("figures/ship.py", "--run", smoke, "--to", path)
+    assert done.returncode == 0, done.stderr
+    assert "3 epochs" in done.stdout
+    return path
+
+
+def test_weights_are_the_runs_rounded_to_half(smoke, small):
+    before, after = hjepa.read_checkpoint(smoke), hjepa.read_checkpoint(small)
+    assert {k: v for k, v in before.items() if k not in ("model", "optimizer")} == {
+        k: v for k, v in after.items() if k not in ("model", "optimizer")}
+    model, _ = hjepa.load(small)
+    for name, weight in model.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, before["model"][name].half().float())
+    count = sum(w.numel() for w in before["model"].values())
+    assert 2 * count < small.stat().st_size < 2.5 * count + 100_000
+
+
+def test_every_command_takes_it(small, tmp_path):
+    for do in (("hjepa.py", "curves"), ("hjepa.py", "diagnose", "--n", 64),
+               ("hjepa.py", "probe", "--n", 64), ("hjepa.py", "plan", "--tasks", 2),
+               ("figures/planning.py", "--tasks", 2, "--frames", 25)):
+        done = command(*do, "--run", small, "--out", tmp_path)
+        assert done.returncode == 0, (do, done.stderr)
+    assert json.loads((tmp_path / "plan.json").read_text())["epochs"] == 3
+
+
+def test_half_a_training_or_none_is_refused(smoke, tmp_path):
+    saved = hjepa.read_checkpoint(smoke)
+    saved["config"]["epochs"] = 9
+    torch.save(saved, tmp_path / "half.pt")
+    for run, said in ((tmp_path / "half.pt", "6 epochs to go"), (tmp_path, "no checkpoint")):
+        done = command("figures/ship.py", "--run", run, "--to", tmp_path / "small.pt")
+        assert done.returncode == 2 and said in done.stderr
+        assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "small.pt").exists()
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="no weights are shipped yet")
+def test_what_is_shipped_is_whole():
+    saved = hjepa.read_checkpoint(SHIPPED)
+    assert SHIPPED.stat().st_size < 20e6
+    assert saved["epoch"] == saved["config"]["epochs"] == 300 and saved["config"]["seed"] == 0
+    for name in ("curves", "diagnose", "probe", "plan"):
+        content = json.loads((ROOT / "figures" / f"{name}.json").read_text())
+        assert content["command"].endswith("--run figures/hjepa.pt") or (
+            "--run figures/hjepa.pt " in content["command"]), name
