@@ -4,7 +4,7 @@
 #                                  ./reproduce.sh test     install what the tests need and run them
 # Makes .venv, installs requirements.txt, trains in runs/, writes figures/ (or figures/quick/) and the
 # report in it. Finished steps are skipped, an interrupted training goes on from its last epoch: just
-# call it again.
+# call it again. The full run's weights take the place of figures/hjepa.pt.
 # PYTHON=python3.12 ./reproduce.sh   uses another interpreter (3.11 to 3.13).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -75,6 +75,7 @@ figure planning $py figures/planning.py --run "$run" --precision auto --frames $
 figure episode $py figures/episode.py --run "$run" --precision auto
 figure diagram $py figures/diagram.py --run "$run"
 if [ "$mode" = paper ]; then
+    [ -f runs/paper-far/last.pt ] || rm -f "$out/extend.json"
     figure extend $py figures/extend.py --run "$run" --to runs/paper-far
     run=runs/paper-far
     figure hierarchy $py figures/hierarchy.py --run "$run" --precision auto

@@ -1,13 +1,13 @@
 """Trains the predictors of a run on, three macro-events far, with both encoders frozen.
 
-    python figures/extend.py --run runs/quick          # a run of its own: runs/quick-far
-    python figures/hierarchy.py --run runs/quick-far   # what it is for; other scripts take it too
+    python figures/extend.py --run runs/quick --to runs/quick-far
+    python figures/hierarchy.py --run runs/quick-far               # what it is for
 
 hjepa.py trains both predictors one macro-event far. A planner for goals at 75 frames applies P1
 fifteen times and P2 three times, each to what it has predicted itself, in worlds that forces have
 made faster than those of training. Here they learn just that, on new worlds at each step. The
-encoders stay as they are: trained along, the deep target drops what cannot be foreseen so far, and
-plans get worse although the loss falls. Frozen, they leave nothing to be gained by forgetting.
+encoders stay as they are: trained along, the deep target could make its task easy by dropping what
+cannot be foreseen so far, which VICReg does not notice. Frozen, it cannot.
 
 The macro level learns one thing more: `leap`, a jump of fewer clips than a macro-event, so that it
 can be asked at any clip how things stand at the goal. Terms, all mean squared errors:
@@ -18,12 +18,12 @@ can be asked at any clip how things stand at the goal. Terms, all mean squared e
     jump 1-3  P2 over k clips, then two macro-events, each from the bridge of the one before
     bridge    bridge of what P2 predicted, against z2' there
 
-The result is a checkpoint like any other, which all scripts take, with one entry more, `extended`.
-An interrupted training goes on from its last hundred steps. extend.json and .png hold the errors
-on validation worlds, before and after.
+The result is a checkpoint like any other with one entry more, `extended`; scripts of this folder
+write into their JSON that they were given one. An interrupted training goes on from its last
+hundred steps. extend.json and .png hold the errors on validation worlds, before and after, as
+shares of the variance of what is predicted: 1 is as bad as always to expect the mean.
 """
 import io
-import math
 import sys
 import time
 from pathlib import Path
@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 
 EVENTS, BLOCK = 3, 100                          # macro-events; steps between two saves
-LR, WARMUP = 5e-4, 100                          # half of training's peak: the weights are good
+WARMUP = 100                                    # steps, to half of training's learning rate
 
 
 def leap(model, z2, forces, limit):
@@ -98,6 +98,29 @@ def save(path, content):
         part.write_bytes(whole.getbuffer())
 
 
+def same_encoders(a, b):
+    """Two state dicts of models: do they have the same encoders?"""
+    return all(torch.equal(a[k].cpu().float(), b[k].cpu().float()) for k in a
+               if k.startswith(("context.", "target.")))
+
+
+def unfinished_training(path, told, model, optimizer):
+    """Goes on from the file at `path`: fills model and optimizer. -> what it tells."""
+    try:
+        half = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = half["told"]
+        if not same_encoders(model.state_dict(), half["model"]) or any(
+                theirs[k] != told[k] for k in ("steps", "batch")):
+            raise ValueError("it is of another run or of other --steps")
+        model.load_state_dict(half["model"])
+        optimizer.load_state_dict(half["optimizer"])
+    except Exception as e:                      # torch.load has a dozen ways to say the same thing
+        why = (str(e).splitlines() or [""])[0][:80] or type(e).__name__
+        raise hjepa.Refusal(f"{path} cannot be gone on from ({why}): move it away, or give another "
+                            "--to") from None
+    return theirs
+
+
 def train(run, saved, out, args):
     """Run, its checkpoint, directory of the new one. Writes the new checkpoint -> its Run."""
     model, config, world = run.model, run.config, hjepa.build_world(run.config)
@@ -105,15 +128,10 @@ def train(run, saved, out, args):
     model.target.requires_grad_(False)
     optimizer, unfinished = hjepa.make_optimizer(model, config, args.device), out / "extending.pt"
     told = {"of": str(args.run[0]), "steps": args.steps, "done": 0, "batch": config.batch,
-            "seconds": 0.0, "device": hjepa.device_name(args.device), "rows": []}
+            "seconds": 0.0, "device": hjepa.device_name(args.device),
+            "precision": saved["precision"], "rows": []}
     if unfinished.exists():
-        half = torch.load(unfinished, map_location="cpu", weights_only=True)
-        if any(half["told"][k] != told[k] for k in ("of", "steps", "batch")):
-            raise hjepa.Refusal(f"{unfinished} belongs to --run {half['told']['of']} --steps "
-                                f"{half['told']['steps']}: repeat these, or use another --to")
-        model.load_state_dict(half["model"])
-        optimizer.load_state_dict(half["optimizer"])
-        told = half["told"]
+        told = unfinished_training(unfinished, told, model, optimizer)
     model.train()
     while told["done"] < args.steps:
         done, start, sums = told["done"], time.perf_counter(), None
@@ -125,7 +143,7 @@ def train(run, saved, out, args):
                 hjepa.bar(batches, f"steps to {until} of {args.steps}", until - done), done):
             first = torch.randint(1, config.steps + 1, (), generator=gen).item()
             for group in optimizer.param_groups:
-                group["lr"] = hjepa.learning_rate(step, args.steps, LR, WARMUP)
+                group["lr"] = hjepa.learning_rate(step, args.steps, config.lr / 2, WARMUP)
             with hjepa.autocast(args.device, saved["precision"]):
                 terms = objective(model, obs, forces, first, config.steps, config.force_limit)
             optimizer.zero_grad(set_to_none=True)
@@ -134,8 +152,9 @@ def train(run, saved, out, args):
             row = torch.stack([term.detach() for term in terms.values()])
             sums = row if sums is None else sums + row
         means = dict(zip(terms, (sums / (until - done)).tolist()))
-        if not all(map(math.isfinite, means.values())):
-            raise hjepa.Refusal(f"a term is not finite before step {until}: {means}")
+        if not all(x.isfinite().all() for x in (sums, *model.parameters())):
+            raise hjepa.Refusal(f"a term or a weight is not finite before step {until}: give a run "
+                                "that was trained with a smaller --lr")
         told["done"], told["seconds"] = until, told["seconds"] + time.perf_counter() - start
         told["rows"].append({"step": until, **means})
         print(f"{until:6d}", *(f"{name} {value:.4f}" for name, value in means.items()),
@@ -145,15 +164,16 @@ def train(run, saved, out, args):
     fresh = hjepa.make_optimizer(model, config, args.device).state_dict()  # the old moments are of
     save(out / "last.pt", {**saved, "model": model.state_dict(),          # other weights
                            "optimizer": fresh, "extended": told})
-    unfinished.unlink()
     return run._replace(model=model.eval())
 
 
 @torch.no_grad()
 def errors(model, config, obs, forces, leaping):
-    """-> dict name -> dict of clips ahead -> errors (N,): squared, the mean over dimensions."""
+    """-> dict name -> dict of clips ahead -> errors (N,): squared, the mean over dimensions, as a
+    share of the truth's variance."""
     def gap(guess, truth):
-        return (guess.float() - truth.float()).square().mean(-1).cpu()
+        guess, truth = guess.float(), truth.float()
+        return ((guess - truth).square().mean(-1) / truth.var(0).mean()).cpu()
     z1, z2 = model.context(obs[:, 0])
     path, truth = model.rollout(z1, forces), [model.target(clip) for clip in obs[:, 1:].unbind(1)]
     span, found = config.steps, {"P1": {}, "P2": {}}
@@ -177,7 +197,7 @@ def draw(rows, hold):
             "o--" if when == "before" else "o-", ms=4, label=f"{name}, {when}",
             color=hjepa.COLOURS[("P1", "P2", "leaps").index(name)])
     for ax, title in zip(axes[0], ("shallow: P1, rolled out", "deep: P2, chained")):
-        ax.set(title=title, xlabel="frames ahead", ylabel="squared error (1: variance)", ylim=0)
+        ax.set(title=title, xlabel="frames ahead", ylabel="squared error / variance", ylim=0)
         ax.grid(color="0.9")
         ax.legend(fontsize=8)
     return figure
@@ -187,34 +207,45 @@ def measure(args, runs):
     if len(runs) > 1:
         raise hjepa.Refusal("one --run at a time: each is trained on by itself")
     run, path = runs[0], args.run[0]
-    out = args.to or path.with_name(path.stem + "-far")
+    if not args.to and not path.is_dir():
+        raise hjepa.Refusal("--to DIR is needed: where the new run is to be kept")
+    out = args.to or path.with_name(path.name + "-far")
     saved, config = hjepa.read_checkpoint(path), run.config
     if "extended" in saved:
         raise hjepa.Refusal(f"{path} has been trained on already: give the run that it came from")
+    if saved["epoch"] < config.epochs:
+        left = config.epochs - saved["epoch"]
+        raise hjepa.Refusal(f"{path} has {left} epochs to go: train it to the end first")
     obs, forces = draw_worlds(hjepa.build_world(config), config, args.n,
                               hjepa.generator(config.validation_seed, "extend"), args.device)
-    before = errors(run.model, config, obs, forces, leaping=False)
+    with hjepa.autocast(args.device, args.precision):
+        before = errors(run.model, config, obs, forces, leaping=False)
     with hjepa.locked(out):
         if (out / "last.pt").exists():
-            there = hjepa.read_checkpoint(out).get("extended")
-            if not there or (there["of"], there["steps"]) != (str(path), args.steps):
-                raise hjepa.Refusal(f"{out} holds another run: give another --to")
+            far = hjepa.read_checkpoint(out)
+            if far.get("extended", {}).get("steps") != args.steps or far["config"] != saved[
+                    "config"] or not same_encoders(saved["model"], far["model"]):
+                raise hjepa.Refusal(f"{out} is of another run or of other --steps: give another "
+                                    "--to")
             run = run._replace(model=hjepa.load(out, args.device)[0])
         else:
             run = train(run, saved, out, args)
-            there = hjepa.read_checkpoint(out)["extended"]
-    after = errors(run.model, config, obs, forces, leaping=True)
+        (out / "extending.pt").unlink(missing_ok=True)
+        there = hjepa.read_checkpoint(out)["extended"]
+    with hjepa.autocast(args.device, args.precision):
+        after = errors(run.model, config, obs, forces, leaping=True)
     rows = [{"name": name, "when": when, "clips": k, "error": gaps.mean().item(),
              "error_ci": common.interval(gaps)}
             for when, found in (("before", before), ("after", after))
             for name, of in found.items() for k, gaps in of.items()]
     return draw(rows, config.hold), args.n, {
-        "to": str(out), "frames": config.steps * config.hold, "minutes": there["seconds"] / 60, "extended": there, "rows": rows}
+        "to": str(out), "frames": config.steps * config.hold, "minutes": there["seconds"] / 60,
+        "extended": there, "rows": rows}
 
 
 if __name__ == "__main__":
     parser = common.make_parser("extend", __doc__, steps=(2500, "training steps"),
                                 n=(1024, "validation worlds that the errors are measured on"))
     parser.add_argument("--to", type=Path, metavar="DIR",
-                        help="directory of the new run (default: that of --run, with -far behind)")
+                        help="directory of the new run (default: --run with -far behind)")
     sys.exit(common.main(parser, measure))

@@ -133,7 +133,7 @@ class Levels:
         return near[:, 0], (torch.cat([near[:, 1:], plan[:, first:]], 1), aim)
 
     def joint(self, clip, left, plan, rounds=2):
-        """Half of the iterations in each of two rounds. No level waits for the other's last word."""
+        """Half of the iterations, rounded down, in each of two rounds."""
         if left <= self.span:
             return self.flat(clip, left, plan)
         plan = self.nothing(clip, left) if plan is None else plan

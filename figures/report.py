@@ -43,7 +43,7 @@ CAPTIONS = {
     "episode": "an episode. Filled: bodies with their way so far; dashed: goals; arrows: the forces of the next clip.",
     "planning": "share of goals reached and final error, each row with its interval; crosses split by contact.",
     "extend": "squared error against frames ahead, of the run and after its predictors were trained on (validation "
-              "worlds, 1: the variance of a dimension).",
+              "worlds), as a share of the variance.",
     "hierarchy": "share of goals reached against predictor calls (above) and seconds (below), a column per horizon.",
     "ablation": "the run without each part.",
     "speed": "time to train, time per step and per plan, simulators, and growth."}
@@ -122,7 +122,8 @@ short predictor reaches {percent(best['mean_body'], best['mean_body_ci'])} by th
         text.append(f"""Hits between bodies are {hard}: by the worst body, {percent(hit)} of the goals with a hit on the
 way are reached, {percent(free)} of those without.""")
     if "hierarchy" in found:
-        text.append("Two levels against one: " + two_levels(found["hierarchy"]["pairs"]))
+        more = further(found["hierarchy"])[2:]
+        text.append(f"Two levels against one{f' ({more})' if more else ''}: " + two_levels(found["hierarchy"]["pairs"]))
     return "\n".join(text) + "\n"
 
 
@@ -536,22 +537,23 @@ def two_levels(pairs):
 
 def extended(found):
     content = found["extend"]
-    event = found["curves"]["config"]["steps"]
+    event = min(row["clips"] for row in content["rows"] if row["name"] == "P2")
     last = max(row["clips"] for row in content["rows"])
     gaps = {(row["name"], row["when"], row["clips"]): number(row["error"], row["error_ci"]) for row in content["rows"]}
     shown = [[name, when, *(gaps.get((name, when, k), "") for k in (1, event, last))]
              for name, when in dict.fromkeys((row["name"], row["when"]) for row in content["rows"])]
     return f"""Training looks one macro-event ahead. A planner for goals {content['frames'] * last // event} frames away
 applies P1 {last} times and P2 {last // event} times, each to what it has predicted itself, in worlds that forces have
-made faster than those of training. Trained that far together with the encoders, the deep target drops what cannot be
-foreseen. So the encoders are frozen and the predictors and maps trained on: {content['extended']['steps']:,} steps of
+made faster than those of training. Trained that far together with the encoders, the deep target could make its task
+easy by dropping what cannot be foreseen, which VICReg does not notice. So the encoders are frozen, and the predictors
+and maps alone trained on: {content['extended']['steps']:,} steps of
 {content['extended']['batch']} new worlds, {content['minutes']:.0f} minutes on {content['extended']['device']} with
 whatever else it was doing. P1 is rolled out to the end; P2 jumps three times, the first time over one to {event} clips
 at random (missing forces are marked), with a bridge between; both maps learn on predictions instead of embeddings.
 
 {table(['predictor', 'training on', '1 clip', f'{event} clips', f'{last} clips'], shown)}
 
-Squared error of the predicted embedding, mean over dimensions: 1 is the variance. *leaps*: a jump over the clips that
+Squared error of the predicted embedding, as a share of the variance: 1 is as bad as always to expect the mean. *leaps*: a jump over the clips that
 are no whole macro-event, then macro-events.
 
 {picture('extend')}

@@ -4,8 +4,8 @@
     python hjepa.py plan --run figures/hjepa.pt        # and every other command and script
 
 Weights in half precision, no state of the optimizer, the rest of the checkpoint as it is. It is
-loaded as any checkpoint is, with weights_only=True, and computes in float32 again. To train on,
-the run's own directory is needed.
+loaded as any checkpoint is, with weights_only=True, and computes in float32 again. What is rounded
+stays rounded: to go on with the training itself, the run's own directory is needed.
 """
 import argparse
 import io
@@ -32,10 +32,16 @@ def main(argv=None):
     parser = hjepa.Parser(prog="figures/ship.py", description=__doc__, allow_abbrev=False,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/paper"), help="or a checkpoint")
-    parser.add_argument("--to", type=Path, default=Path(os.path.relpath(HERE / "hjepa.pt")),
-                        help="the file to write (default: figures/hjepa.pt)")
+    parser.add_argument("--to", type=Path, metavar="FILE",
+                        help="to write (default, for runs/paper alone: figures/hjepa.pt)")
     try:
         args, whole = parser.parse_args(argv), io.BytesIO()
+        if not args.to and args.run != Path("runs/paper"):
+            raise hjepa.Refusal("--to FILE is needed: figures/hjepa.pt is for runs/paper alone")
+        args.to = args.to or Path(os.path.relpath(HERE / "hjepa.pt"))
+        given = args.run / "last.pt" if args.run.is_dir() else args.run
+        if args.to.exists() and given.exists() and args.to.samefile(given):
+            raise hjepa.Refusal(f"{args.to} is the run itself: give another --to")
         saved = hjepa.read_checkpoint(args.run)
         left = hjepa.Config(**saved["config"]).epochs - saved["epoch"]
         if left:
@@ -43,12 +49,12 @@ def main(argv=None):
         torch.save(packed(saved), whole)
         with hjepa.atomic(args.to) as part:
             part.write_bytes(whole.getbuffer())
-        hjepa.load(args.to)
+            hjepa.load(part)                    # looked at before it takes the old one's place
     except (hjepa.Refusal, ValueError, OSError) as e:
         print(f"{parser.prog}:", str(e).splitlines()[0], file=sys.stderr)
         return 2
-    print(f"wrote {args.to}, {len(whole.getbuffer()) / 1e6:.1f} MB: seed {saved['config']['seed']}, "
-          f"{saved['epoch']} epochs")
+    print(f"wrote {args.to}, {len(whole.getbuffer()) / 1e6:.1f} MB: "
+          f"seed {saved['config']['seed']}, {saved['epoch']} epochs")
     return 0
 
 

@@ -1,5 +1,6 @@
 """figures/extend.py: the predictors trained on, on a smoke model."""
 import json
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT / "figures"))
 import common                                                             # noqa: E402
 import extend                                                             # noqa: E402
 import hjepa                                                              # noqa: E402
+import report                                                             # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -154,10 +156,28 @@ def test_interrupted_and_gone_on_is_bitwise_the_unbroken_run(smoke, tmp_path, mo
 def test_what_cannot_be_is_refused_in_one_line(smoke, far, tmp_path):
     out, _ = far
     kept = (out / "far" / "last.pt").read_bytes()
+    saved = hjepa.read_checkpoint(smoke)
+    saved["model"]["target.embed.weight"] += 1                            # another training
+    torch.save(saved, tmp_path / "other.pt")
+    saved["config"]["epochs"] = 9
+    torch.save(saved, tmp_path / "half.pt")
+    for name, content in (("damaged", {"told": 1}), ("half", torch.load(
+            out / "far" / "last.pt", weights_only=True))):
+        (tmp_path / name).mkdir()
+        torch.save(content, tmp_path / name / "extending.pt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "extending.pt").touch()
+    shutil.copytree(smoke, tmp_path / "copy")
     for flags, said in (
             (("--run", out / "far", "--to", tmp_path / "x"), "trained on already"),
-            (("--run", smoke, "--to", out / "far", "--steps", 9), "holds another run"),
-            (("--run", smoke, "--to", smoke), "holds another run"),
+            (("--run", smoke, "--to", out / "far", "--steps", 9), "other --steps"),
+            (("--run", tmp_path / "other.pt", "--to", out / "far", "--steps", 120), "another run"),
+            (("--run", tmp_path / "half.pt", "--to", tmp_path / "x"), "6 epochs to go"),
+            (("--run", tmp_path / "other.pt"), "--to DIR is needed"),
+            (("--run", tmp_path / "copy", "--to", tmp_path / "copy"), "of another run"),
+            (("--run", smoke, "--to", tmp_path / "damaged"), "cannot be gone on from"),
+            (("--run", smoke, "--to", tmp_path / "half"), "cannot be gone on from"),
+            (("--run", smoke, "--to", tmp_path / "empty"), "cannot be gone on from"),
             (("--run", smoke, "--to", tmp_path / "x", "--steps", 0), "--steps is 0"),
             (("--run", tmp_path / "none"), "no checkpoint")):
         done = script(*flags, "--out", tmp_path)
@@ -167,6 +187,16 @@ def test_what_cannot_be_is_refused_in_one_line(smoke, far, tmp_path):
     done = script("--run", smoke, "--only", "leaping", "--tasks", 2, "--out", tmp_path,
                   name="hierarchy")
     assert done.returncode == 2 and "extend.py" in done.stderr
+    done = script("--run", out / "far", "--out", tmp_path, name="ablation")
+    assert done.returncode == 2 and "came from" in done.stderr
+
+
+def test_its_part_of_the_report(far):
+    content = json.loads((far[0] / "extend.json").read_text())
+    text = report.extended({"extend": content})
+    for row in content["rows"]:
+        assert row["clips"] not in (1, 5, 15) or f"{row['error']:.3f} (" in text
+    assert "120 steps of\n128 new worlds" in text and "goals 75 frames away" in text
 
 
 def test_other_scripts_take_the_result_and_say_so(far, tmp_path):

@@ -53,10 +53,18 @@ def test_half_a_training_or_none_is_refused(smoke, tmp_path):
     saved = hjepa.read_checkpoint(smoke)
     saved["config"]["epochs"] = 9
     torch.save(saved, tmp_path / "half.pt")
-    for run, said in ((tmp_path / "half.pt", "6 epochs to go"), (tmp_path, "no checkpoint")):
-        done = command("figures/ship.py", "--run", run, "--to", tmp_path / "small.pt")
-        assert done.returncode == 2 and said in done.stderr
-        assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "small.pt").exists()
+    torch.save(huge := hjepa.read_checkpoint(smoke), tmp_path / "whole.pt")
+    huge["model"]["bridge.0.bias"][0] = 1e6                               # infinite in half precision
+    torch.save(huge, tmp_path / "huge.pt")
+    (tmp_path / "small.pt").write_text("the old one")
+    for run, to, said in (("half.pt", "small.pt", "6 epochs to go"), (".", "small.pt", "no checkpoint"),
+                          ("huge.pt", "small.pt", "not finite"), ("whole.pt", "whole.pt", "itself"),
+                          ("whole.pt", None, "--to FILE is needed")):
+        done = command("figures/ship.py", "--run", tmp_path / run,
+                       *(("--to", tmp_path / to) if to else ()))
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "small.pt").read_text() == "the old one"
 
 
 @pytest.mark.skipif(not SHIPPED.exists(), reason="no weights are shipped yet")
