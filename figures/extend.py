@@ -9,14 +9,17 @@ made faster than those of training. Here they learn just that, on new worlds at 
 encoders stay as they are: trained along, the deep target could make its task easy by dropping what
 cannot be foreseen so far, which VICReg does not notice. Frozen, it cannot.
 
-The macro level learns one thing more: `leap`, a jump of fewer clips than a macro-event, so that it
-can be asked at any clip how things stand at the goal. Terms, all mean squared errors:
+Each step rolls out what the planner `mixed` of hierarchy.py will: P1 for `first` clips (0 to 4, at
+random), lift, then macro-events with a bridge between. Errors, all mean squares over a batch:
 
-    p1        P1 rolled out to the end, against t1 of each clip
-    lift      lift of P1's prediction after k clips, against z2' there; k from 1 to 5, at random
-    lifted    the jump from there
-    jump 1-3  P2 over k clips, then two macro-events, each from the bridge of the one before
-    bridge    bridge of what P2 predicted, against z2' there
+    P1        rolled out to the end, against t1 of each clip
+    lift      of P1's prediction after `first` clips, against z2' there
+    P2        each jump, against t2 of its last clip
+    bridge    of what P2 predicted, against z2' there
+
+What is made small is the mean of their logarithms. Then one percent less counts as much one clip
+ahead as fifteen. In a plain sum the far errors, fifty times as large and for the most part not to
+be foreseen, would spoil the near ones, which decide whether a goal is reached in the end.
 
 The result is a checkpoint like any other with one entry more, `extended`; scripts of this folder
 write into their JSON that they were given one. An interrupted training goes on from its last
@@ -24,6 +27,7 @@ hundred steps. extend.json and .png hold the errors on validation worlds, before
 shares of the variance of what is predicted: 1 is as bad as always to expect the mean.
 """
 import io
+import math
 import sys
 import time
 from pathlib import Path
@@ -32,55 +36,36 @@ import common
 import hjepa
 import planning
 import torch
-import torch.nn.functional as F
 
 EVENTS, BLOCK = 3, 100                          # macro-events; steps between two saves
 WARMUP = 100                                    # steps, to half of training's learning rate
 
 
-def leap(model, z2, forces, limit):
-    """z2 (N, D), forces (N, k, A) -> (N, D): P2 over k clips, at most a macro-event. Missing forces
-    come first, marked by a value that no force has (limit: the largest), so that each force keeps
-    its place by the time that is left after it."""
-    given, size = forces.flatten(1), model.macro.force[0].in_features
-    return model.macro(z2, F.pad(given, (size - given.shape[1], 0), value=1.5 * limit))
-
-
-def leaps(model, z2, plans, span, limit):
-    """z2 (N, D), plans (N, K, A) -> (N, D), like the deep target embedding of the last clip: one
-    jump over K % span clips, if that is not 0, then macro-events of `span` clips."""
-    clips = plans.shape[1]
-    *jumps, last = (plans[:, max(0, end - span):end]
-                    for end in range(clips % span or span, clips + 1, span))
-    for jump in jumps:
-        z2 = model.bridge(leap(model, z2, jump, limit))
-    return leap(model, z2, last, limit)
-
-
-def objective(model, obs, forces, k, span, limit):
-    """obs (B, K, T, F), forces (B, K-1, A), k the clips of the first jump -> dict of terms, whose
-    sum is to be made small. The encoders get no gradient."""
-    clips, ends = forces.shape[1], range(k, forces.shape[1] + 1, span)
+def objective(model, obs, forces, first, span):
+    """obs (B, K, T, F), forces (B, K-1, A), `first` short steps before the first jump -> what is to
+    be made small, dict of errors (some,). The encoders get no gradient."""
+    clips, ends = forces.shape[1], range(first + span, forces.shape[1] + 1, span)
     with torch.no_grad():
         z1, z2 = model.context(obs[:, 0])
         tokens, t1 = model.target.shallow(obs[:, 1:].transpose(0, 1).flatten(0, 1))
         t1, tokens = (x.unflatten(0, (clips, len(obs))) for x in (t1, tokens))
-        deep = [model.target.deep(tokens[end - 1]) for end in ends]
-        same = [model.context(obs[:, end])[1] for end in ends]
+        same = {end: model.context(obs[:, end])[1] for end in (first, *ends[:-1]) if end}
 
     def gap(guess, truth):
-        return F.mse_loss(guess.float(), truth.float())
+        return (guess.float() - truth.float()).square().mean((-2, -1))
     path = model.rollout(z1, forces).transpose(0, 1)
-    lifted = model.lift(path[k - 1])
-    terms = {"p1": gap(path, t1), "lift": gap(lifted, same[0]),
-             "lifted": gap(leap(model, lifted, forces[:, k:k + span], limit), deep[1])}
-    for i, end in enumerate(ends):
-        z2 = leap(model, z2, forces[:, max(0, end - span):end], limit)
-        terms[f"jump {i + 1}"] = gap(z2, deep[i])
-        if i + 1 < len(ends):
+    errors = {"P1": [*gap(path, t1)], "lift": [], "P2": [], "bridge": []}
+    if first:
+        z2 = model.lift(path[first - 1])
+        errors["lift"].append(gap(z2, same[first]))
+    for end in ends:
+        z2 = model.jump(z2, forces[:, end - span:end])
+        errors["P2"].append(gap(z2, model.target.deep(tokens[end - 1])))
+        if end < ends[-1]:
             z2 = model.bridge(z2)
-            terms[f"bridge {i + 1}"] = gap(z2, same[i])
-    return terms
+            errors["bridge"].append(gap(z2, same[end]))
+    errors = {name: torch.stack(parts) for name, parts in errors.items() if parts}
+    return sum(error.log().mean() for error in errors.values()), errors
 
 
 def draw_worlds(world, config, n, gen, device):
@@ -134,26 +119,27 @@ def train(run, saved, out, args):
         told = unfinished_training(unfinished, told, model, optimizer)
     model.train()
     while told["done"] < args.steps:
-        done, start, sums = told["done"], time.perf_counter(), None
+        done, start, seen = told["done"], time.perf_counter(), {}
         until = min(args.steps, done + BLOCK)
         gen = hjepa.generator(config.seed, "extend", done)
         drawn = draw_worlds(world, config, (until - done) * config.batch, gen, args.device)
         batches = zip(*(x.split(config.batch) for x in drawn))
         for step, (obs, forces) in enumerate(
                 hjepa.bar(batches, f"steps to {until} of {args.steps}", until - done), done):
-            first = torch.randint(1, config.steps + 1, (), generator=gen).item()
+            first = torch.randint(config.steps, (), generator=gen).item()
             for group in optimizer.param_groups:
                 group["lr"] = hjepa.learning_rate(step, args.steps, config.lr / 2, WARMUP)
             with hjepa.autocast(args.device, saved["precision"]):
-                terms = objective(model, obs, forces, first, config.steps, config.force_limit)
+                total, errors = objective(model, obs, forces, first, config.steps)
             optimizer.zero_grad(set_to_none=True)
-            sum(terms.values()).backward()
+            total.backward()
             optimizer.step()
-            row = torch.stack([term.detach() for term in terms.values()])
-            sums = row if sums is None else sums + row
-        means = dict(zip(terms, (sums / (until - done)).tolist()))
-        if not all(x.isfinite().all() for x in (sums, *model.parameters())):
-            raise hjepa.Refusal(f"a term or a weight is not finite before step {until}: give a run "
+            for name, error in {"objective": total, **errors}.items():
+                seen.setdefault(name, []).append(error.detach().mean())   # on the device: no wait
+        means = {name: torch.stack(parts).mean().item() for name, parts in seen.items()}
+        if not all(map(math.isfinite, means.values())) or not all(
+                p.isfinite().all() for p in model.parameters()):
+            raise hjepa.Refusal(f"an error or a weight is not finite before step {until}: give a run "
                                 "that was trained with a smaller --lr")
         told["done"], told["seconds"] = until, told["seconds"] + time.perf_counter() - start
         told["rows"].append({"step": until, **means})
@@ -168,9 +154,9 @@ def train(run, saved, out, args):
 
 
 @torch.no_grad()
-def errors(model, config, obs, forces, leaping):
+def far_errors(model, config, obs, forces):
     """-> dict name -> dict of clips ahead -> errors (N,): squared, the mean over dimensions, as a
-    share of the truth's variance."""
+    share of the truth's variance. P2: the short steps that are no whole macro-event come first."""
     def gap(guess, truth):
         guess, truth = guess.float(), truth.float()
         return ((guess - truth).square().mean(-1) / truth.var(0).mean()).cpu()
@@ -179,11 +165,9 @@ def errors(model, config, obs, forces, leaping):
     span, found = config.steps, {"P1": {}, "P2": {}}
     for k, (t1, t2) in enumerate(truth, 1):
         found["P1"][k] = gap(path[:, k - 1], t1)
-        if k % span == 0:
-            found["P2"][k] = gap(planning.chain(model, z2, forces[:, :k], 0, span), t2)
-        if leaping:
-            found.setdefault("leaps", {})[k] = gap(
-                leaps(model, z2, forces[:, :k], span, config.force_limit), t2)
+        if k >= span:
+            start = z1 if k % span else z2
+            found["P2"][k] = gap(planning.chain(model, start, forces[:, :k], k % span, span), t2)
     return found
 
 
@@ -195,8 +179,8 @@ def draw(rows, hold):
         axes[0, int(name != "P1")].plot(
             [row["clips"] * hold for row in mine], [row["error"] for row in mine],
             "o--" if when == "before" else "o-", ms=4, label=f"{name}, {when}",
-            color=hjepa.COLOURS[("P1", "P2", "leaps").index(name)])
-    for ax, title in zip(axes[0], ("shallow: P1, rolled out", "deep: P2, chained")):
+            color=hjepa.COLOURS[int(name != "P1")])
+    for ax, title in zip(axes[0], ("shallow: P1, rolled out", "deep: short steps, lift, P2 chained")):
         ax.set(title=title, xlabel="frames ahead", ylabel="squared error / variance", ylim=0)
         ax.grid(color="0.9")
         ax.legend(fontsize=8)
@@ -216,24 +200,23 @@ def measure(args, runs):
     if saved["epoch"] < config.epochs:
         left = config.epochs - saved["epoch"]
         raise hjepa.Refusal(f"{path} has {left} epochs to go: train it to the end first")
-    obs, forces = draw_worlds(hjepa.build_world(config), config, args.n,
-                              hjepa.generator(config.validation_seed, "extend"), args.device)
-    with hjepa.autocast(args.device, args.precision):
-        before = errors(run.model, config, obs, forces, leaping=False)
+    def measured(run):
+        obs, forces = draw_worlds(hjepa.build_world(config), config, args.n,
+                                  hjepa.generator(config.validation_seed, "extend"), args.device)
+        with hjepa.autocast(args.device, args.precision):
+            return far_errors(run.model, config, obs, forces)
     with hjepa.locked(out):
-        if (out / "last.pt").exists():
+        if done := (out / "last.pt").exists():
             far = hjepa.read_checkpoint(out)
             if far.get("extended", {}).get("steps") != args.steps or far["config"] != saved[
                     "config"] or not same_encoders(saved["model"], far["model"]):
                 raise hjepa.Refusal(f"{out} is of another run or of other --steps: give another "
                                     "--to")
-            run = run._replace(model=hjepa.load(out, args.device)[0])
-        else:
-            run = train(run, saved, out, args)
+        before = measured(run)
+        after = measured(run._replace(model=hjepa.load(out, args.device)[0]) if done else
+                         train(run, saved, out, args))
         (out / "extending.pt").unlink(missing_ok=True)
         there = hjepa.read_checkpoint(out)["extended"]
-    with hjepa.autocast(args.device, args.precision):
-        after = errors(run.model, config, obs, forces, leaping=True)
     rows = [{"name": name, "when": when, "clips": k, "error": gaps.mean().item(),
              "error_ci": common.interval(gaps)}
             for when, found in (("before", before), ("after", after))

@@ -15,11 +15,9 @@ few plans to many, so that success can be read against what it cost.
                   what the short level aims at until then, planning again every clip
     joint         as mixed, but both levels' plans are improved in turn: the jumps from where the
                   short steps lead, then the short steps with the jumps fixed behind them
-    leaping       a jump of one to five clips, then jumps of five: no short step until the last
-                  five clips. Only for runs that extend.py has trained on, in which P2 has learnt it
     oracle        flat, in the true simulator with true positions
 
-Mixed and top-down are flat for the last nine clips, joint and leaping for the last five: so at 25
+Mixed and top-down are flat for the last nine clips, joint for the last five: so at 25
 frames they are all flat, and not tried. A call is one sample that a predictor evaluates, whichever:
 P2 is the larger one, which the seconds show. One task after the other, the oracle's side by side.
 
@@ -32,7 +30,6 @@ import sys
 import time
 
 import common
-import extend
 import hjepa
 import planning
 import torch
@@ -158,25 +155,13 @@ class Levels:
             near = self.search(steps_before, clip, near, iterations=share)
         return near[:, 0], torch.cat([near[:, 1:], far], 1)
 
-    def leaping(self, clip, left, plan):
-        if left <= self.span:
-            return self.flat(clip, left, plan)
-
-        def make_cost(model, clip, goal):
-            return hjepa.latent_cost(
-                lambda z, plans: extend.leaps(model, z, plans, self.span, self.config.force_limit),
-                model.context(clip)[1], model.target(goal)[1])
-        plan = self.search(make_cost, clip, self.nothing(clip, left) if plan is None else plan)
-        return plan[:, 0], plan[:, 1:]
-
 
 PLANS = {"flat": Levels.flat, "flat, held": Levels.flat_held, "macro alone": Levels.macro_alone,
-         "mixed": Levels.mixed, "top-down": Levels.top_down, "joint": Levels.joint,
-         "leaping": Levels.leaping}
+         "mixed": Levels.mixed, "top-down": Levels.top_down, "joint": Levels.joint}
 PLANNERS = (*PLANS, "oracle")
-TWO_LEVELS = ("mixed", "top-down", "joint", "leaping")
+TWO_LEVELS = ("mixed", "top-down", "joint")
 COLOURS = dict(zip(PLANNERS, ("#2166ac", "#92c5de", "#999999", "#d6604d", "#b2182b", "#762a83",
-                              "#e08214", "#1b7837")))
+                              "#1b7837")))
 
 
 @torch.no_grad()
@@ -268,10 +253,7 @@ def measure(args, runs):
         if samples < 3 or iterations < 1:
             raise hjepa.Refusal(f"--setting {samples} {iterations}: give 3 samples or more, and 1 "
                                 "iteration or more")
-    names = args.only or [name for name in PLANNERS if name != "leaping" or runs[0].extended]
-    if "leaping" in names and not runs[0].extended:
-        raise hjepa.Refusal("leaping needs a macro level that jumps any number of clips: make it "
-                            f"with `python figures/extend.py --run {args.run[0]}`")
+    names = args.only or PLANNERS
     seed = config.validation_seed if args.validation else config.test_seed
     for frames in horizons:
         tasks = hjepa.make_tasks(world, args.tasks, frames // config.hold,

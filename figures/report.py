@@ -548,13 +548,14 @@ made faster than those of training. Trained that far together with the encoders,
 easy by dropping what cannot be foreseen, which VICReg does not notice. So the encoders are frozen, and the predictors
 and maps alone trained on: {content['extended']['steps']:,} steps of
 {content['extended']['batch']} new worlds, {content['minutes']:.0f} minutes on {content['extended']['device']} with
-whatever else it was doing. P1 is rolled out to the end; P2 jumps three times, the first time over one to {event} clips
-at random (missing forces are marked), with a bridge between; both maps learn on predictions instead of embeddings.
+whatever else it was doing. Each step rolls out what the planner *mixed* below will: P1 to the end, and from up to
+{event - 1} of its clips, at random, a lift and jumps with a bridge between; both maps learn on predictions instead of
+embeddings. Made small is the mean logarithm of the errors, so that the far ones do not spoil the near ones.
 
 {table(['predictor', 'training on', '1 clip', f'{event} clips', f'{last} clips'], shown)}
 
-Squared error of the predicted embedding, as a share of the variance: 1 is as bad as always to expect the mean. *leaps*: a jump over the clips that
-are no whole macro-event, then macro-events.
+Squared error of the predicted embedding, as a share of the variance: 1 is as bad as always to expect the mean.
+P2 is chained; the clips that are no whole macro-event are short steps before its first jump.
 
 {picture('extend')}
 {source(content)}"""
@@ -582,8 +583,6 @@ several settings of the search (samples per image x iterations), so that success
 - *mixed*: short steps up to the next macro-event before the goal, lift, then jumps
 - *top-down*: jumps are planned to the goal; where the first of them lands is what the short level aims at
 - *joint*: as mixed, but both levels' plans are improved in turn
-- *leaping*: a jump of one to five clips, then macro-events, up to the last five clips (only for predictors that were
-  trained on)
 - *oracle*: flat, in the true simulator with true positions
 
 A call is one sample that a predictor evaluates, whichever: P2 is the larger one, which the seconds show. Mean and

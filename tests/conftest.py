@@ -1,8 +1,13 @@
-"""What all tests share: the path to hjepa.py, one thread, and one trained smoke run."""
+"""What all tests share: the path to hjepa.py, one thread, one trained smoke run, scripts called here."""
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -28,3 +33,20 @@ def smoke(tmp_path_factory):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return run
+
+
+def here(script, *flags):
+    """`python SCRIPT FLAGS` in this process: one of its own costs two seconds of imports. -> returncode,
+    stdout, stderr."""
+    old, sys.argv = sys.argv, [script, *map(str, flags)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    try:
+        with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+              warnings.catch_warnings()):
+            warnings.simplefilter("ignore")     # of libraries to each other; a process shows none
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as e:
+        code = e.code or 0
+    finally:
+        sys.argv = old
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())

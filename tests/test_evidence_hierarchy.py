@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import here
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "figures"))
 import common                                                             # noqa: E402
@@ -17,7 +19,6 @@ import hjepa                                                              # noqa
 import planning                                                           # noqa: E402
 
 VIEWS = 2
-NAMES = [name for name in hierarchy.PLANNERS if name != "leaping"]        # that one needs extend.py
 
 
 def script(*flags):
@@ -47,14 +48,14 @@ def test_report(report):
     rows = report["rows"]
     assert report["n"] == 3 and report["tasks_of"] == "test" and report["settings"] == [[4, 2], [8, 2]]
     assert [(r["frames"], r["planner"]) for r in rows if r["samples"] == 4] == [
-        *((25, name) for name in NAMES if name not in hierarchy.TWO_LEVELS),
-        *((50, name) for name in NAMES)]
+        *((25, name) for name in hierarchy.PLANNERS if name not in hierarchy.TWO_LEVELS),
+        *((50, name) for name in hierarchy.PLANNERS)]
     for row in rows:
         mean = np.array(row["errors"]).mean(-1)
         assert mean.shape == (1, 3) and row["seconds"] > 0
         assert row["mean_body"] == pytest.approx((mean < 0.1).mean())
         assert row["contact"]["n"] + row["no contact"]["n"] == 3
-    assert len(report["pairs"]) == 2 * len({*NAMES} & {*hierarchy.TWO_LEVELS})
+    assert len(report["pairs"]) == 2 * len(hierarchy.TWO_LEVELS)
 
 
 def test_calls_are_those_of_the_plans_tried(report):
@@ -143,5 +144,5 @@ def test_pairs_compare_with_flat_at_no_more_calls_and_at_equal_success():
     (["--frames", "40"], "--frames"), (["--setting", "2", "6"], "--setting"),
     (["--only", "best"], "--only"), (["--tasks", "0"], "--tasks")])
 def test_mistakes_get_one_line(smoke, flags, word):
-    done = script("--run", smoke, *flags)
+    done = here("figures/hierarchy.py", "--run", smoke, *flags)
     assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1

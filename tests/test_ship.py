@@ -1,11 +1,12 @@
 """figures/ship.py, and the weights that it has shipped."""
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from conftest import here
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -14,15 +15,10 @@ import hjepa                                                              # noqa
 SHIPPED = ROOT / "figures" / "hjepa.pt"
 
 
-def command(*argv):
-    return subprocess.run([sys.executable, *map(str, argv)], cwd=ROOT, capture_output=True,
-                          text=True)
-
-
 @pytest.fixture(scope="module")
 def small(smoke, tmp_path_factory):
     path = tmp_path_factory.mktemp("ship") / "small.pt"
-    done = command("figures/ship.py", "--run", smoke, "--to", path)
+    done = here("figures/ship.py", "--run", smoke, "--to", path)
     assert done.returncode == 0, done.stderr
     assert "3 epochs" in done.stdout
     return path
@@ -44,7 +40,7 @@ def test_every_command_takes_it(small, tmp_path):
     for do in (("hjepa.py", "curves"), ("hjepa.py", "diagnose", "--n", 64),
                ("hjepa.py", "probe", "--n", 64), ("hjepa.py", "plan", "--tasks", 2),
                ("figures/planning.py", "--tasks", 2, "--frames", 25)):
-        done = command(*do, "--run", small, "--out", tmp_path)
+        done = here(*do, "--run", small, "--out", tmp_path)
         assert done.returncode == 0, (do, done.stderr)
     assert json.loads((tmp_path / "plan.json").read_text())["epochs"] == 3
 
@@ -60,7 +56,7 @@ def test_half_a_training_or_none_is_refused(smoke, tmp_path):
     for run, to, said in (("half.pt", "small.pt", "6 epochs to go"), (".", "small.pt", "no checkpoint"),
                           ("huge.pt", "small.pt", "not finite"), ("whole.pt", "whole.pt", "itself"),
                           ("whole.pt", None, "--to FILE is needed")):
-        done = command("figures/ship.py", "--run", tmp_path / run,
+        done = here("figures/ship.py", "--run", tmp_path / run,
                        *(("--to", tmp_path / to) if to else ()))
         assert done.returncode == 2 and said in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1
