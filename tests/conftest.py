@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "figures")]       # as `python figures/NAME.py` has it
 # Child processes inherit these. One thread: on tensors this small a second one only waits.
 os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
 
