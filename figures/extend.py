@@ -227,7 +227,7 @@ def measure(args, runs):
 
 
 if __name__ == "__main__":
-    parser = common.make_parser("extend", __doc__, steps=(2500, "training steps"),
+    parser = common.make_parser("extend", __doc__, steps=(6000, "training steps"),
                                 n=(1024, "validation worlds that the errors are measured on"))
     parser.add_argument("--to", type=Path, metavar="DIR",
                         help="directory of the new run (default: --run with -far behind)")
