@@ -67,7 +67,7 @@ def test_calls_are_those_of_the_plans_tried(report):
             assert calls[frames, "flat", s] == calls[frames, "flat, held", s] == clips * seen
             assert calls[frames, "oracle", s] == clips * (2 * s + 1)
         assert calls[25, "macro alone", s] == seen and calls[50, "macro alone", s] == 3 * seen
-        assert calls[50, "mixed", s] == (2 + 45) * seen
+        assert calls[50, "mixed", s] == (2 + 5 + 4 + 3 + 2 + 15) * seen
         assert calls[50, "top-down", s] == (2 + 5 + 45) * seen + VIEWS
         near = (5, 4, 3, 2, 1)                                            # short steps, clips 10..6
         assert calls[50, "joint", s] == 15 * seen + sum(
