@@ -120,10 +120,12 @@ def head(args, runs, n):
             "intervals": interval_note(runs)}
 
 def publish(args, runs, n, figure, content):
-    """Writes NAME.png and NAME.json, whole or not at all."""
+    """Writes NAME.png and NAME.json, whole or not at all; what a script kept in NAME.part.json, to
+    go on from after an interruption, is done with."""
     with hjepa.atomic(args.out / f"{args.name}.png") as part:
         figure.savefig(part, format="png")
     hjepa.write_json(args.out / f"{args.name}.json", {**head(args, runs, n), **content})
+    (args.out / f"{args.name}.part.json").unlink(missing_ok=True)
     print(f"wrote {args.out / args.name}.png and .json")
 
 def main(parser, measure, argv=None):

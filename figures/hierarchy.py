@@ -19,13 +19,18 @@ few plans to many, so that success can be read against what it cost.
 
 Mixed and joint are flat for the last five clips, top-down for the last nine: so at 25 frames they
 are all flat, and not tried. A call is one sample that a predictor evaluates, whichever:
-P2 is the larger one, which the seconds show. One task after the other, the oracle's side by side.
+P2 is the larger one, which the seconds show. Sixteen tasks are tried side by side, each with its own
+generator: seconds per task are those of a batch, and other batches would round otherwise.
+
+An interrupted study goes on: its rows are kept in OUT/hierarchy.part.json until it is finished.
 
 rows: a planner, a horizon, a setting. pairs: a two-level planner's row minus the dearest row of
 flat that made no more calls (mean body within 0.1, the same tasks), with its paired interval; and
 `saving`: calls of the cheapest row of flat that reaches as many goals, over its own (absent: no row
 of flat does).
 """
+import hashlib
+import json
 import sys
 import time
 
@@ -35,6 +40,7 @@ import planning
 import torch
 
 SETTINGS = ((12, 3), (12, 6), (25, 6), (50, 6))               # CEM: samples per image, iterations
+TOGETHER = 16                                   # tasks side by side
 
 
 def budget(config, samples, iterations):
@@ -186,7 +192,7 @@ def attempt(name, run, world, tasks, pick, samples, iterations, meter=None, devi
 def try_setting(name, runs, world, tasks, setting, args):
     """-> errors (runs, tasks, bodies), calls and seconds per task."""
     n, errors, calls, start = len(tasks["clip"]), [], 0, time.perf_counter()
-    parts = torch.arange(n).split(planning.SIMULATED.get(name, 1))
+    parts = torch.arange(n).split(TOGETHER)
     for run in runs[:1] if name == "oracle" else runs:
         label = f"{tasks['forces'].shape[1]} clips, {name} {setting[0]} x {setting[1]}"
         with planning.metered(run.model) as meter, hjepa.autocast(args.device, args.precision):
@@ -196,6 +202,31 @@ def try_setting(name, runs, world, tasks, setting, args):
         calls += meter["calls"]
     return torch.stack(errors), calls / n / len(errors), (
         time.perf_counter() - start) / n / len(errors)
+
+
+def fingerprint(runs):
+    """What tells the weights of one list of runs from those of another."""
+    digest = hashlib.sha256()
+    for run in runs:
+        for weight in run.model.state_dict().values():
+            digest.update(weight.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def kept_rows(path, told):
+    """Rows of a study that was interrupted, if there is one. Refusal if it is another one."""
+    if not path.exists():
+        return []
+    try:
+        half = json.loads(path.read_text())
+        theirs, rows = half["told"], half["rows"]
+    except (ValueError, KeyError, TypeError):
+        raise hjepa.Refusal(f"{path} is damaged: move it away") from None
+    if theirs != told:
+        differ = ", ".join(k for k in told if theirs.get(k) != told[k])
+        raise hjepa.Refusal(f"{path} is what is left of a study with other {differ}: repeat that one, "
+                            "or move it away")
+    return rows
 
 
 def compare(rows, frames):
@@ -255,6 +286,11 @@ def measure(args, runs):
                                 "iteration or more")
     names = args.only or PLANNERS
     seed = config.validation_seed if args.validation else config.test_seed
+    told = {"weights": fingerprint(runs), "n": args.tasks, "views": config.views,
+            "tasks_of": "validation" if args.validation else "test", "precision": args.precision}
+    unfinished = args.out / "hierarchy.part.json"                         # see common.publish
+    kept = {tuple(row[k] for k in ("planner", "frames", "samples", "iterations")): row
+            for row in kept_rows(unfinished, told)}
     for frames in horizons:
         tasks = hjepa.make_tasks(world, args.tasks, frames // config.hold,
                                  hjepa.generator(seed, "tasks", 0 if frames == event else frames),
@@ -264,6 +300,9 @@ def measure(args, runs):
             if name in TWO_LEVELS and frames == event:
                 continue
             for setting in settings:
+                if (name, frames, *setting) in kept:
+                    rows.append(kept[name, frames, *setting])
+                    continue
                 errors, calls, seconds = try_setting(name, runs, world, tasks, setting, args)
                 row = {"planner": name, "frames": frames, "samples": setting[0],
                        "iterations": setting[1], "predictor_calls": calls, "seconds": seconds}
@@ -275,14 +314,14 @@ def measure(args, runs):
                             row[split][key] = values[:, who].mean().item()
                             row[split][key + "_ci"] = common.interval(values[:, who])
                 rows.append({**row, "errors": errors.tolist()})
+                kept[name, frames, *setting] = rows[-1]
+                hjepa.write_json(unfinished, {"told": told, "rows": list(kept.values())})
                 print("{frames} frames, {planner:>11} {samples:3d} x {iterations}: mean body "
                       "within 0.1 {mean_body:6.1%}, worst body {success:6.1%}, "
                       "{predictor_calls:7.0f} calls, {seconds:.2f} s".format(**row), flush=True)
         pairs += compare(rows, frames)
     return draw(rows, horizons, args.tasks), args.tasks, {
-        "tasks_of": "validation" if args.validation else "test", "views": config.views,
-        "settings": settings, "tasks_side_by_side": {"oracle": planning.SIMULATED["oracle"]},
-        "rows": rows, "pairs": pairs}
+        **told, "settings": settings, "tasks_side_by_side": TOGETHER, "rows": rows, "pairs": pairs}
 
 
 if __name__ == "__main__":

@@ -125,6 +125,27 @@ def test_held_forces_change_at_the_macro_boundaries_before_the_goal(small):
         assert after.shape == (1, 1, 6)
 
 
+def test_an_interrupted_study_goes_on_and_another_one_is_not_taken_for_it(smoke, report, tmp_path):
+    flags = ("--run", smoke, "--tasks", 3, "--frames", 50, "--setting", 4, 2, "--only", "flat", "mixed",
+             "--out", tmp_path)
+    old = [row for row in report["rows"] if (row["planner"], row["frames"], row["samples"]) == (
+        "flat", 50, 4)]
+    told = {k: report[k] for k in ("weights", "n", "views", "tasks_of", "precision")}
+    half = tmp_path / "hierarchy.part.json"
+    half.write_text(json.dumps({"told": told, "rows": old}))
+    done = here("figures/hierarchy.py", *flags)
+    assert done.returncode == 0 and "mixed" in done.stdout and "flat" not in done.stdout
+    content = json.loads((tmp_path / "hierarchy.json").read_text())
+    assert content["rows"][0] == old[0] and content["rows"][1]["planner"] == "mixed"
+    assert len(content["pairs"]) == 1 and not half.exists()
+    for text, said in ((json.dumps({"told": {**told, "n": 9}, "rows": old}), "other n"),
+                       ("[]", "damaged")):
+        half.write_text(text)
+        done = here("figures/hierarchy.py", *flags)
+        assert done.returncode == 2 and said in done.stderr and half.read_text() == text
+        assert len(done.stderr.splitlines()) == 1
+
+
 def row(planner, calls, reached):
     return {"planner": planner, "frames": 75, "samples": calls, "iterations": 1,
             "predictor_calls": calls, "mean_body": np.mean(reached).item(),
