@@ -26,8 +26,8 @@ An interrupted study goes on: its rows are kept in OUT/hierarchy.part.json until
 
 rows: a planner, a horizon, a setting. pairs: a two-level planner's row minus the dearest row of
 flat that made no more calls (mean body within 0.1, the same tasks), with its paired interval; and
-`saving`: calls of the cheapest row of flat that reaches as many goals, over its own (absent: no row
-of flat does).
+`saving`: the calls that flat would need for the same success, read off the line through its rows,
+over the row's own (absent: outside of that line).
 """
 import hashlib
 import json
@@ -36,6 +36,7 @@ import time
 
 import common
 import hjepa
+import numpy as np
 import planning
 import torch
 
@@ -229,10 +230,31 @@ def kept_rows(path, told):
     return rows
 
 
+def reached(row):
+    """-> bools (runs, tasks): mean body within 0.1."""
+    return (torch.tensor(row["errors"]).mean(-1) < 0.1).numpy()
+
+
+def saving(row, flat):
+    """Calls that flat needs for the row's success, over the row's own: ratio, [low, high]; None if
+    no flat row reaches as many goals, or each does. flat: its rows, the cheapest first. Between two
+    of them success is taken as linear in the logarithm of the calls.
+    """
+    calls = np.log([rival["predictor_calls"] for rival in flat])
+
+    def ratio(mine, theirs):                    # at a flat cheaper than any that was tried: 0
+        needed = np.interp(mine, np.maximum.accumulate(theirs), calls, left=-np.inf)
+        return np.exp(needed) / row["predictor_calls"]
+    mine, theirs = reached(row).mean(), [reached(rival).mean() for rival in flat]
+    if not flat or not theirs[0] <= mine <= max(theirs):
+        return None
+    draws = common.resampled_means(reached(row)), np.transpose(
+        [common.resampled_means(reached(rival)) for rival in flat])
+    return ratio(mine, theirs).item(), common.percentiles([ratio(*pair) for pair in zip(*draws)])
+
+
 def compare(rows, frames):
     """What two levels gain over flat, for one horizon."""
-    def reached(row):
-        return (torch.tensor(row["errors"]).mean(-1) < 0.1).numpy()
     flat = sorted((row for row in rows if row["planner"] == "flat" and row["frames"] == frames),
                   key=lambda row: row["predictor_calls"])
     pairs = []
@@ -245,9 +267,8 @@ def compare(rows, frames):
                 pair["mean_body"], pair["mean_body_ci"] = common.paired_interval(reached(row),
                                                                                  reached(rival))
                 pair["rival"] = [rival["samples"], rival["iterations"]]
-        equal = [rival for rival in flat if rival["mean_body"] >= row["mean_body"]]
-        if equal:
-            pair["saving"] = equal[0]["predictor_calls"] / row["predictor_calls"]
+        if saved := saving(row, flat):
+            pair["saving"], pair["saving_ci"] = saved
         pairs.append(pair)
     return pairs
 

@@ -572,7 +572,7 @@ def hierarchy(found):
             ["planner", "setting", "mean body", "worst body", "calls", "seconds"], rows) + "\n")
     pairs = [[p["frames"], p["planner"], f"{p['samples']} x {p['iterations']}",
               "{} x {}".format(*p["rival"]) if "rival" in p else "none", points(p["mean_body"], p["mean_body_ci"])
-              if "mean_body" in p else "", f"{p['saving']:.2f}" if "saving" in p else ""] for p in content["pairs"]]
+              if "mean_body" in p else "", number(p["saving"], p["saving_ci"], 1) if "saving" in p else ""] for p in content["pairs"]]
     return f"""Do two levels plan farther than one, or with less? Every planner chooses one force per clip, sees the
 outcome and plans again, on {content['n']} goals of {content['tasks_of']} worlds per horizon. Each is tried with
 several settings of the search (samples per image x iterations), so that success can be read against what it cost.
@@ -590,8 +590,8 @@ worst body: within 0.1.
 
 {chr(10).join(parts)}
 Gain: a two-level planner's share of goals minus that of the dearest flat row that made no more calls, on the same
-tasks, in points (mean body within 0.1). Saving: calls of the cheapest flat row that reaches as many goals, over its
-own; empty if no flat row reaches as many. Over all horizons and settings, {two_levels(content['pairs'])}
+tasks, in points (mean body within 0.1). Saving: the calls that flat would need for the same success, read off the
+line through its rows, over the planner's own; empty outside of that line. Over all horizons and settings, {two_levels(content['pairs'])}
 Some of many intervals miss 0 by chance.
 
 {table(['frames', 'planner', 'setting', 'flat setting', 'gain', 'saving'], pairs)}

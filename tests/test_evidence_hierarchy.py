@@ -157,8 +157,19 @@ def test_pairs_compare_with_flat_at_no_more_calls_and_at_equal_success():
             row("flat", 900, [1, 1, 1, 0]), row("joint", 450, [1, 1, 1, 0]),
             row("mixed", 90, [1, 1, 1, 1])]
     joint, mixed = hierarchy.compare(rows, 75)
-    assert joint["rival"] == [300, 1] and joint["mean_body"] == 0.25 and joint["saving"] == 2
+    assert joint["rival"] == [300, 1] and joint["mean_body"] == 0.25 and joint["saving"] == pytest.approx(2)
     assert "rival" not in mixed and "saving" not in mixed                 # none as cheap, as good
+
+
+def test_saving_is_read_off_the_line_through_the_flat_rows():
+    flat = [row("flat", 100, [1] * 20 + [0] * 60), row("flat", 400, [1] * 60 + [0] * 20)]
+    ratio, (low, high) = hierarchy.saving(row("mixed", 50, [1] * 40 + [0] * 40), flat)
+    assert ratio == pytest.approx(200 / 50)                               # halfway: sqrt(100 400)
+    assert 2 <= low < ratio < high <= 8                                   # the line ends at 100, 400
+    assert hierarchy.saving(row("mixed", 50, [1] * 60 + [0] * 20), flat)[0] == pytest.approx(8)
+    for outside in ([1] * 10 + [0] * 70, [1] * 70 + [0] * 10):
+        assert hierarchy.saving(row("mixed", 50, outside), flat) is None
+    assert hierarchy.saving(flat[0], []) is None
 
 
 @pytest.mark.parametrize("flags, word", [
