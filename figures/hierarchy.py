@@ -235,7 +235,7 @@ def reached(row):
     return (torch.tensor(row["errors"]).mean(-1) < 0.1).numpy()
 
 
-def saving(row, flat):
+def calls_saved(row, flat):
     """Calls that flat needs for the row's success, over the row's own: ratio, [low, high]; None if
     no flat row reaches as many goals, or each does. flat: its rows, the cheapest first. Between two
     of them success is taken as linear in the logarithm of the calls.
@@ -267,7 +267,7 @@ def compare(rows, frames):
                 pair["mean_body"], pair["mean_body_ci"] = common.paired_interval(reached(row),
                                                                                  reached(rival))
                 pair["rival"] = [rival["samples"], rival["iterations"]]
-        if saved := saving(row, flat):
+        if saved := calls_saved(row, flat):
             pair["saving"], pair["saving_ci"] = saved
         pairs.append(pair)
     return pairs
@@ -287,6 +287,7 @@ def draw(rows, horizons, n):
                                     color=COLOURS[name], alpha=0.12, lw=0)
                 ax.set(xscale="log", ylim=(-0.02, 1.02), xlabel=f"{key.replace('_', ' ')} per task")
                 ax.grid(color="0.9")
+                ax.xaxis.set_minor_formatter("")                          # they overlap
         column[0].set_title(f"{frames} frames: share of {n} goals, mean body within 0.1")
     for ax in axes[:, -1]:
         ax.legend(fontsize=8, loc="lower right")

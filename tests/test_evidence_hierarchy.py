@@ -163,13 +163,13 @@ def test_pairs_compare_with_flat_at_no_more_calls_and_at_equal_success():
 
 def test_saving_is_read_off_the_line_through_the_flat_rows():
     flat = [row("flat", 100, [1] * 20 + [0] * 60), row("flat", 400, [1] * 60 + [0] * 20)]
-    ratio, (low, high) = hierarchy.saving(row("mixed", 50, [1] * 40 + [0] * 40), flat)
+    ratio, (low, high) = hierarchy.calls_saved(row("mixed", 50, [1] * 40 + [0] * 40), flat)
     assert ratio == pytest.approx(200 / 50)                               # halfway: sqrt(100 400)
     assert 2 <= low < ratio < high <= 8                                   # the line ends at 100, 400
-    assert hierarchy.saving(row("mixed", 50, [1] * 60 + [0] * 20), flat)[0] == pytest.approx(8)
+    assert hierarchy.calls_saved(row("mixed", 50, [1] * 60 + [0] * 20), flat)[0] == pytest.approx(8)
     for outside in ([1] * 10 + [0] * 70, [1] * 70 + [0] * 10):
-        assert hierarchy.saving(row("mixed", 50, outside), flat) is None
-    assert hierarchy.saving(flat[0], []) is None
+        assert hierarchy.calls_saved(row("mixed", 50, outside), flat) is None
+    assert hierarchy.calls_saved(flat[0], []) is None
 
 
 @pytest.mark.parametrize("flags, word", [

@@ -33,6 +33,7 @@ LEVELS = {                                      # figures/hierarchy.json, as tha
                  ("flat", 50, 4070.0, 0.4321), ("flat", 75, 9000.0, 0.1),
                  ("joint", 50, 2470.5, 0.5432))],
     "pairs": [{"frames": 50, "planner": "joint", "samples": 12, "iterations": 3, "saving": 1.648,
+               "saving_ci": [1.2, 2.1],
                "mean_body": 0.1111, "mean_body_ci": [0.0123, 0.2], "rival": [6, 3]},
               {"frames": 75, "planner": "mixed", "samples": 25, "iterations": 3}]}
 
@@ -204,7 +205,7 @@ def test_numbers_are_those_of_the_files(seen, html, shown):
         ["joint", "12 x 3", "54.3 % (27.2 to 55.3)", "18.1 %", "2,470", "0.12"],
         ["flat", "12 x 3", "10.0 % (5.0 to 11.0)", "3.3 %", "9,000", "0.12"]]
     assert rows_of(seen, "frames", "planner", "setting") == [
-        ["50", "joint", "12 x 3", "6 x 3", "+11.1 (+1.2 to +20.0)", "1.65"],
+        ["50", "joint", "12 x 3", "6 x 3", "+11.1 (+1.2 to +20.0)", "1.6 (1.2 to 2.1)"],
         ["75", "mixed", "25 x 3", "none", "", ""]]
     assert "of 1 comparisons" in html and "reach more goals in 1 and fewer in 0" in html
     curves = content(shown, "curves")
