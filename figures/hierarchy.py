@@ -80,13 +80,7 @@ class Levels:
         return clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
 
     def chained(self, first):
-        """-> make_cost: `first` short steps, then jumps to the goal."""
-        def make_cost(model, clip, goal):
-            start = model.context.shallow(clip)[1] if first else model.context(clip)[1]
-            return hjepa.latent_cost(
-                lambda z, plans: planning.chain(model, z, plans, first, self.span), start,
-                model.target(goal)[1])
-        return make_cost
+        return planning.chained_cost(first, self.span)
 
     def flat(self, clip, left, plan):
         plan = self.nothing(clip, left) if plan is None else plan

@@ -93,6 +93,14 @@ def chain(model, z, plans, first, span):
         z = model.bridge(model.jump(z, jump))
     return model.jump(z, last)
 
+def chained_cost(first, span):
+    """-> make_cost for `hjepa.mirrored`: `first` short steps, then jumps to the goal.  See chain."""
+    def make_cost(model, clip, goal):
+        start = model.context.shallow(clip)[1] if first else model.context(clip)[1]
+        return hjepa.latent_cost(lambda z, plans: chain(model, z, plans, first, span), start,
+                                 model.target(goal)[1])
+    return make_cost
+
 def cost_maker(name, run, world, goal, decode, meter):
     """goal (B, T, bodies, 4) -> make_cost(clip, clips left) for hjepa.replan."""
     model, config, see = run.model, run.config, world.observe
@@ -125,12 +133,8 @@ def cost_maker(name, run, world, goal, decode, meter):
         return hjepa.mirrored(decoded_cost, model, see(clip), see(goal), config.views)
 
     def both(clip, left):
-        first = left % config.steps                   # short steps; then jumps lead to the goal
-
-        def chained_cost(model, clip, goal):
-            return hjepa.latent_cost(lambda z, plans: chain(model, z, plans, first, config.steps),
-                                     model.context(clip)[0 if first else 1], model.target(goal)[1])
-        make = hjepa.short_cost if left <= config.steps else chained_cost
+        make = hjepa.short_cost if left <= config.steps else chained_cost(left % config.steps,
+                                                                          config.steps)
         return hjepa.mirrored(make, model, see(clip), see(goal), config.views)
     return {"oracle": oracle, "simulator + latent cost": simulator_latent,
             "model + decoded cost": decoded, "both levels": both}[name]

@@ -475,8 +475,9 @@ def measure_level(level, run, planners, args):
         difference, with_half = (common.paired_interval(costs[mine], costs[name])
                                  for mine in ("ours", "ours, half the calls"))
         rows.append({"part": "plan", "level": level, "planner": name,
-                     "calls": own.samples * own.iterations + name.startswith("ours"),  # the last
-                     "seconds": np.median(taken), "cost": mean,              # mean, once more
+                     # ours evaluates the last mean as well
+                     "calls": own.samples * own.iterations + name.startswith("ours"),
+                     "seconds": np.median(taken), "cost": mean,
                      "cost_ci": common.interval(costs[name]),
                      "overhead": np.median(1 - alone / taken),
                      "overhead_quartiles": quartiles(1 - alone / taken),
