@@ -11,7 +11,7 @@ the embedding of a goal.
     python hjepa.py train --preset quick     # minutes on two CPU cores: a planner that works
     python hjepa.py train                    # the paper's 300 epochs; the same command resumes
     torchrun --nproc_per_node=2 -- hjepa.py train       # the same on two GPUs, or two CPU cores
-    python hjepa.py curves --run runs/quick  # also diagnose, probe, plan: figures/NAME.png, .json
+    python hjepa.py curves --run runs/quick --out figures/quick    # also diagnose, probe, plan
     python hjepa.py config --preset quick    # what would run, and where each value comes from
 
 Read it top to bottom. Sections 1-8 are pure: each class and function takes all it needs as
@@ -32,7 +32,7 @@ CONTENTS
    12. FIGURES - the paper's curves, diagnostics, probes and plans
    13. COMMAND LINE - subcommands and errors
 
-DIMENSIONS  N worlds or samples    K clips (one clip = one force held = one short step)
+DIMENSIONS  N, B worlds, samples, tasks    S plans    K clips, or forces: one is held per clip
             T frames in a clip     F numbers observed per frame (4 per body)
             D embedding            A numbers in a force (2 per body)
 TIME        clip:    0     1     2     3     4     5       a macro-event is 5 clips, 25 frames
@@ -265,7 +265,7 @@ class World:
 
     def observe(self, state):
         """(..., bodies, 4) -> (..., F = 4 bodies): what the encoders see, at about unit variance.
-        With places alone, velocity would have to come from differences of a few thousandths.
+        With places alone, velocity would have to come from differences of a few hundredths.
         """
         return (state * state.new_tensor([1 / 0.55, 1 / 0.55, 2.0, 2.0])).flatten(-2)
 
@@ -409,9 +409,9 @@ class Predictor(nn.Module):
 #   clip 0 --context--> z1 --P1(force 0)-> --P1(force 1)-> ... --P1(force 4)->  each like t1 there
 #                 '---> z2 --P2(forces 0 to 4)------------------------------->  like t2 of clip 5
 #
-# P2 leads from the context encoder's space to the target encoder's, so it cannot be applied twice,
-# and the two levels cannot talk. Two maps mend that: bridge turns a target z2 into the context z2
-# of the same clip, lift turns a target z1 into it.
+# Both lead from context space to target space. P1 is trained rolled out, so it goes on from there;
+# P2 is not, so it cannot be applied twice, and the levels cannot talk. Two maps mend that: bridge
+# turns a target z2 into the context z2 of its clip, lift a target z1 (see figures/hierarchy.py).
 
 class HJEPA(nn.Module):
     """The whole model: clips of T = frames, K - 1 = steps clips in a macro-event, A = actions.
@@ -535,7 +535,7 @@ def cem(cost, mean, std, gens, *, samples=200, iterations=6, elites=10, low=-2.0
         raise ValueError(f"elites must be more than 1 and at most {samples} samples, got {elites}")
     if len(gens) != len(mean):
         raise ValueError(f"{len(mean)} tasks need as many generators, got {len(gens)}")
-    best, best_cost = mean.clamp(low, high), mean.new_full((len(mean),), math.inf)
+    best, best_cost = (mean := mean.clamp(low, high)), mean.new_full((len(mean),), math.inf)
     for _ in range(iterations):
         noise = torch.stack([torch.randn(samples, *mean.shape[1:], generator=g) for g in gens])
         plans = mean[:, None] + std[:, None] * noise.to(mean.device)      # (B, S, K, A)
@@ -581,7 +581,7 @@ def mirrored(make_cost, model, clip, goal, views=2):
     """make_cost(model, clip, goal (B, T, F)) -> cost for `cem`, here averaged over `views` (1 to 8)
     images: physics is the same in each, the model's errors at hits are not.  needs: images"""
     cost = make_cost(model, images(clip, views), images(goal, views))
-    return lambda plans: cost(images(plans, views)).unflatten(0, (views, -1)).mean(0)
+    return lambda plans: cost(images(plans, views)).unflatten(0, (-1, len(clip))).mean(0)
 
 @torch.no_grad()
 def replan(world, clip, steps, make_cost, gens, spread=0.6, hold=5, **budget):
@@ -806,8 +806,8 @@ def train_epoch(model, optimizer, data, config, epoch, device, precision, rank=0
     if broken or not log.isfinite().all():      # a weight alone breaks in the last step
         step, term = [*(~log.isfinite()).nonzero().tolist(), (len(log) - 1, -1)][0]
         what = f"{list(terms)[term]} is {log[step, term]:g}" if term >= 0 else f"{broken[0]} is nan"
-        raise Refusal(f"{what} in epoch {epoch + 1}, step {step + 1}: the checkpoint before it is "
-                      "intact; train anew, smaller --lr")
+        raise Refusal(f"{what} in epoch {epoch + 1}, step {step + 1}: what is saved is intact; "
+                      "train anew, with a smaller --lr and another --run")
     return dict(zip(terms, log.mean(0).tolist())), log[0, list(terms).index("composite")].item()
 
 def refuse_other_settings(config, saved, run):
@@ -1033,8 +1033,7 @@ def watch(model, world, config, device, precision, tasks=None, n=2048):
 
 # 12. FIGURES - the paper's curves, diagnostics, probes and plans
 ###################################################################################################
-# Each function reads a checkpoint, never trains, shows test worlds, writes NAME.png and
-# the NAME.json behind it, and says in words what it found.
+# Each reads a checkpoint, writes NAME.png and the NAME.json behind it, and says what it found.
 
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#4d4d4d")
 
@@ -1047,8 +1046,8 @@ def canvas(rows, columns, width, height):
 def publish(args, name, figure, config, n, content):
     """Writes NAME.png, and NAME.json headed by what was run, where, on how much, after what."""
     head = {"command": "python hjepa.py " + " ".join(args.argv), "device": device_name(args.device),
-            "torch": torch.__version__, "seeds": [config.seed], "n": n, "epochs": config.epochs,
-            "sequences": config.sequences}
+            "torch": torch.__version__, "seeds": [config.seed], "n": n,
+            "epochs": read_checkpoint(args.run)["epoch"], "sequences": config.sequences}
     with atomic(args.out / f"{name}.png") as part:
         figure.savefig(part, format="png")
     write_json(args.out / f"{name}.json", {**head, **content})
@@ -1077,7 +1076,7 @@ def curves(args):
     publish(args, "curves", figure, config, config.sequences, {
         "paper": [121, 40], "trained_on": saved["device"], "precision": saved["precision"],
         "minutes": sum(row["seconds"] for row in rows) / 60, "config": dataclasses.asdict(config),
-        "parameters": sum(x.numel() for x in saved["model"].values()), "rows": rows})
+        "parameters": sum(p.numel() for p in build(config).parameters()), "rows": rows})
 
 def diagnose(args):
     """Did it collapse? Deviation, covariance, correlation, spectrum and rank, per tap and branch.
@@ -1253,8 +1252,9 @@ def make_parser():
         sub.add_argument("--run", type=Path, default=Path("runs/paper"), help="or a checkpoint")
         sub.add_argument("--out", type=Path, default=Path("figures"), help="where PNG and JSON go")
         sub.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
-        sub.add_argument("--n", type=int, default=4096, help="test sequences to encode (4096)")
-        if do is plan:
+        if do in (diagnose, probe):
+            sub.add_argument("--n", type=int, default=4096, help="test sequences to encode (4096)")
+        elif do is plan:
             sub.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
             for flag in ("tasks", "samples", "iterations", "elites", "views"):
                 sub.add_argument("--" + flag, type=int, help="default: as in the run's config")

@@ -16,13 +16,14 @@ esac
 
 say() { printf '== %s\n' "$*"; }
 
-install() {                                     # $1: a requirements file; skipped while it is unchanged
-    local stamp
-    stamp=".venv/installed-$(echo "$1" | tr / -)"
-    cmp -s "$1" "$stamp" && return
-    say "installing $1"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
-    cp "$1" "$stamp"
+install() {                                     # $1: a requirements file, then flags of pip; skipped
+    local stamp file=$1                         # while the file is unchanged
+    shift
+    stamp=".venv/installed-$(echo "$file" | tr / -)"
+    cmp -s "$file" "$stamp" && return
+    say "installing $file"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" -r "$file"
+    cp "$file" "$stamp"
 }
 
 if [ ! -x .venv/bin/python ]; then
@@ -83,6 +84,8 @@ if [ "$mode" = paper ]; then
     $py hjepa.py train --preset quick --run runs/quick
     run=runs/quick
     figure ablation $py figures/ablation.py --run "$run" --precision auto
+    install figures/requirements-speed.txt --no-deps
+    figure speed $py figures/speed.py --run "$run" --precision auto
 fi
 install figures/requirements-report.txt
 say "report"

@@ -24,10 +24,12 @@ generator: seconds per task are those of a batch, and other batches would round 
 
 An interrupted study goes on: its rows are kept in OUT/hierarchy.part.json until it is finished.
 
-rows: a planner, a horizon, a setting. pairs: a two-level planner's row minus the dearest row of
-flat that made no more calls (mean body within 0.1, the same tasks), with its paired interval; and
-`saving`: the calls that flat would need for the same success, read off the line through its rows,
-over the row's own (absent: outside of that line).
+rows: a planner, a horizon, a setting. pairs: a row of a two-level planner against flat on the same
+tasks, mean body within 0.1, flat's share between its settings taken as linear in the logarithm of
+what was spent. `gain_calls`, `gain_seconds`: its share minus flat's at as many calls, as many
+seconds. `saving`: the calls that flat needs for the same share over its own; 0 in an interval
+says "as cheap as flat's cheapest setting, or cheaper". Absent: outside of flat's settings. All with
+paired intervals.
 """
 import hashlib
 import json
@@ -247,6 +249,18 @@ def calls_saved(row, flat):
     return ratio(mine, theirs).item(), common.percentiles([ratio(*pair) for pair in zip(*draws)])
 
 
+def flat_at(row, flat, key):
+    """flat: its rows -> what flat reaches, floats (runs, tasks), where it spends as much of `key` as
+    the row: between two of its settings, linear in the logarithm. None outside of them."""
+    flat = sorted(flat, key=lambda rival: rival[key])
+    spent, mine = np.log([rival[key] for rival in flat]), np.log(row[key])
+    if len(flat) < 2 or not spent[0] <= mine <= spent[-1]:
+        return None
+    k = max(1, np.searchsorted(spent, mine))
+    share = (mine - spent[k - 1]) / (spent[k] - spent[k - 1])
+    return (1 - share) * reached(flat[k - 1]) + share * reached(flat[k])
+
+
 def compare(rows, frames):
     """What two levels gain over flat, for one horizon."""
     flat = sorted((row for row in rows if row["planner"] == "flat" and row["frames"] == frames),
@@ -256,11 +270,10 @@ def compare(rows, frames):
         if row["frames"] != frames or row["planner"] not in TWO_LEVELS:
             continue
         pair = {"frames": frames, **{k: row[k] for k in ("planner", "samples", "iterations")}}
-        for rival in flat:                                                # the dearest stays
-            if rival["predictor_calls"] <= row["predictor_calls"]:
-                pair["mean_body"], pair["mean_body_ci"] = common.paired_interval(reached(row),
-                                                                                 reached(rival))
-                pair["rival"] = [rival["samples"], rival["iterations"]]
+        for name, key in (("gain_calls", "predictor_calls"), ("gain_seconds", "seconds")):
+            rival = flat_at(row, flat, key)
+            if rival is not None:
+                pair[name], pair[name + "_ci"] = common.paired_interval(reached(row), rival)
         if saved := calls_saved(row, flat):
             pair["saving"], pair["saving_ci"] = saved
         pairs.append(pair)

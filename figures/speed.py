@@ -7,7 +7,8 @@
 
 Of what is compared, everything is timed inside one run, repetition by repetition in turns, and the
 median is given: a slow moment of the machine meets all alike. Packages that are not installed are
-skipped and named in "skipped".
+skipped and named in "skipped". With --only the parts that are not measured stay in speed.json as
+they are; "measured" says of each part what it was measured with, and on what.
 
 time        The run's settings, trained from scratch. After each epoch the clock stops, and n
             validation tasks are tried, replanned every clip: how many seconds (data included) until
@@ -20,7 +21,7 @@ step        An optimiser step as shipped, against the same model written plainly
             and backward, are noted and run again by themselves, in the same shapes, strides and
             precision. A share of 1 would be a step that does nothing else.
 plan        One plan for one task, from the same start: macro jump, short roll-out. Milliseconds,
-            predictor calls (samples evaluated), the share of the time that is not spent in the bare
+            calls (plans whose cost is asked for), the share of the time that is not spent in the bare
             predictor calls. On the same cost, bounds, samples and iterations: the cross-entropy
             methods of stable-worldmodel (a tenth are elites, deviation 1 in units of the training
             forces' deviation, as it ships) and of mbrl-lib (the settings of its PETS example), and
@@ -45,6 +46,7 @@ import io
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -502,7 +504,7 @@ def measure_plan(args, run):
     run = run._replace(config=config)           # is what other planners can be compared on
     rows = [row for level in ("macro", "short")
             for row in measure_level(level, run, planners, args)]
-    return {"rows": rows, "temperatures": TEMPERATURES,
+    return {"rows": rows, "temperatures": TEMPERATURES, "goals": args.n,
             "skipped": [name for name in there if not there[name]]}
 
 
@@ -777,7 +779,7 @@ def draw(content):
                         ".-", color=colours[0])
             ax.plot(r["calls"], r["cost"], "o", color=colours[i % 6],
                     label=f"{r['planner']}, {1000 * r['seconds']:.0f} ms")
-        ax.set(title=f"{level} plan", xlabel="predictor calls", ylabel="cost", yscale="log")
+        ax.set(title=f"{level} plan", xlabel="plans tried", ylabel="cost", yscale="log")
     ax = axes[1, 0]
     for i, r in enumerate(rows("simulator")):
         ax.barh(i, r["body_frames_per_second"], color=colours[i % 6])
@@ -809,14 +811,47 @@ def draw(content):
     return figure
 
 
+def processor():
+    """The CPU's name where the system tells it (Linux), else its architecture."""
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else os.uname().machine
+
+
+def kept_parts(path, again):
+    """What the file of an earlier call says of parts that are not measured `again`: dict part ->
+    (how it was measured, its rows, its entries). Refusal if unreadable: it would be lost."""
+    if not path.exists():
+        return {}
+    try:
+        old = json.loads(path.read_text())
+        return {part: (how, [row for row in old["rows"] if row["part"] == part],
+                       {key: old[key] for key in how["entries"]})
+                for part, how in old["measured"].items() if part not in again}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise hjepa.Refusal(f"{path} is damaged or of an older version: move it away, or give "
+                            "another --out") from None
+
+
 def measure(args, runs):
-    run, content = runs[0], {"parts": [p for p in PARTS if p in (args.only or PARTS)], "rows": [],
-                             "goals": args.n, "skipped": []}
-    for part in content["parts"]:
-        found = globals()[f"measure_{part}"](args, run)
-        content["rows"] += found.pop("rows")
-        content["skipped"] += found.pop("skipped", [])
-        content.update(found)
+    run, names = runs[0], args.only or PARTS
+    found = kept_parts(args.out / f"{args.name}.json", names) if args.only else {}
+    for part in (p for p in PARTS if p in names):
+        entries = globals()[f"measure_{part}"](args, run)
+        rows, skipped = entries.pop("rows"), entries.pop("skipped", [])
+        told = common.head(args, runs, args.n)
+        how = {key: told[key] for key in ("command", "device", "precision", "torch", "epochs",
+                                          "sequences")}
+        found[part] = {**how, "processor": processor(), "skipped": skipped,
+                       "entries": sorted(entries)}, rows, entries
+    content = {"measured": {}, "rows": [], "skipped": []}
+    for part in (p for p in PARTS if p in found):
+        content["measured"][part], rows, entries = found[part]
+        content["rows"] += rows
+        content["skipped"] += found[part][0]["skipped"]
+        content.update(entries)
     if content["skipped"]:
         print("skipped: " + ", ".join(content["skipped"]))
     return draw(content), args.n, plain(content)

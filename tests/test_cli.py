@@ -72,6 +72,27 @@ def test_figures_come_with_their_numbers(smoke, tmp_path, command, extra, n):
     assert contents(smoke) == before
 
 
+def test_figures_of_a_half_trained_run_say_how_far_it_was_trained(smoke, tmp_path):
+    saved = hjepa.read_checkpoint(smoke)
+    half = {**saved, "epoch": 2, "history": saved["history"][:2],
+            "config": {**saved["config"], "shared": True}}
+    half["model"] = hjepa.build(hjepa.Config(**half["config"])).state_dict()
+    half["optimizer"] = hjepa.make_optimizer(hjepa.build(hjepa.Config(**half["config"])),
+                                             hjepa.Config(), torch.device("cpu")).state_dict()
+    torch.save(half, tmp_path / "half.pt")
+    assert hjepa.main(["curves", "--run", str(tmp_path / "half.pt"), "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "curves.json").read_text())
+    assert record["epochs"] == 2 == len(record["rows"])
+    model = hjepa.build(hjepa.Config(**half["config"]))                   # one encoder counts once
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_flags_that_a_command_would_ignore_are_refused(smoke):
+    for command, flag in (("plan", "--n"), ("curves", "--n"), ("probe", "--tasks")):
+        done = hjepa_py(command, "--run", smoke, flag, 20)
+        assert done.returncode == 2 and flag in done.stderr
+
+
 def test_plan_reports_every_planner_task_by_task(smoke, tmp_path):
     for name in "ab":
         assert hjepa_py("plan", "--run", smoke, "--out", tmp_path / name, *PLAN).returncode == 0

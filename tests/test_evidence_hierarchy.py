@@ -148,17 +148,22 @@ def test_an_interrupted_study_goes_on_and_another_one_is_not_taken_for_it(smoke,
 
 def row(planner, calls, reached):
     return {"planner": planner, "frames": 75, "samples": calls, "iterations": 1,
-            "predictor_calls": calls, "mean_body": np.mean(reached).item(),
+            "predictor_calls": calls, "seconds": calls, "mean_body": np.mean(reached).item(),
             "errors": [[[0.01] * 3 if r else [1.0] * 3 for r in reached]]}
 
 
-def test_pairs_compare_with_flat_at_no_more_calls_and_at_equal_success():
+def test_pairs_compare_with_flat_at_equal_calls_equal_seconds_and_equal_success():
     rows = [row("flat", 100, [1, 0, 0, 0]), row("flat", 300, [1, 1, 0, 0]),
-            row("flat", 900, [1, 1, 1, 0]), row("joint", 450, [1, 1, 1, 0]),
+            row("flat", 900, [1, 1, 1, 0]), row("joint", 300 * 3 ** 0.5, [1, 1, 1, 0]),
             row("mixed", 90, [1, 1, 1, 1])]
+    rows[3]["seconds"], rows[4]["seconds"] = 100, 900
     joint, mixed = hierarchy.compare(rows, 75)
-    assert joint["rival"] == [300, 1] and joint["mean_body"] == 0.25 and joint["saving"] == pytest.approx(2)
-    assert "rival" not in mixed and "saving" not in mixed                 # none as cheap, as good
+    assert joint["gain_calls"] == pytest.approx(0.75 - (0.5 + 0.75) / 2)  # half-way in logarithms
+    low, high = joint["gain_calls_ci"]
+    assert low == 0 and high > 0.25                                       # only one task differs
+    assert joint["gain_seconds"] == 0.5 and mixed["gain_seconds"] == 0.25
+    assert joint["saving"] == pytest.approx(3 ** 0.5)
+    assert "gain_calls" not in mixed and "saving" not in mixed            # none as cheap, as good
 
 
 def test_saving_is_read_off_the_line_through_the_flat_rows():

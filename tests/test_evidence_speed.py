@@ -182,7 +182,8 @@ def test_script_runs_and_its_json_has_what_is_promised(smoke, tmp_path):
     content = json.loads((tmp_path / "speed.json").read_text())
     assert content["command"].startswith("python figures/speed.py --run") and content["n"] == 2
     rows = content["rows"]
-    assert list(dict.fromkeys(r["part"] for r in rows)) == content["parts"] == list(speed.PARTS)
+    assert list(dict.fromkeys(r["part"] for r in rows)) == list(speed.PARTS)
+    assert list(content["measured"]) == list(speed.PARTS)
     step = content["step"]
     assert 0 < step["share"] < 1.5 and step["operations"] > 1e6
     for row in rows:
@@ -198,3 +199,16 @@ def test_script_runs_and_its_json_has_what_is_promised(smoke, tmp_path):
     there = {name for name, (_, *where) in speed.PLANNERS.items() if speed.library(*where)}
     assert {r["planner"] for r in rows if r["part"] == "plan"} == there
     assert not there & set(content["skipped"])
+
+    command += ["--only", "simulator"]                                    # the rest stays as it is
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    again = json.loads((tmp_path / "speed.json").read_text())
+    for part, how in again["measured"].items():
+        assert ("--only" in how["command"]) == (part == "simulator")
+        assert how["processor"] and all(key in again for key in how["entries"])
+    assert [r for r in again["rows"] if r["part"] != "simulator"] == [
+        r for r in rows if r["part"] != "simulator"]
+    (tmp_path / "speed.json").write_text("{}")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "speed.json is damaged" in done.stderr
+    assert (tmp_path / "speed.json").read_text() == "{}"

@@ -218,6 +218,20 @@ def test_costs_look_at_the_right_embeddings():
     assert short(plans[:, :, :2]).shape == (2, 3)                         # plans of any length
 
 
+def test_no_iteration_returns_the_start_within_its_bounds():
+    plan, _ = search(mean=AIM + 100, iterations=0)
+    assert plan.max() == 2
+
+
+def test_more_images_than_there_are_never_mix_tasks():
+    def make_cost(model, clip, goal):
+        return lambda plans: (plans.flatten(2) ** 2).mean(-1) + clip.square().mean((1, 2))[:, None]
+    clip, plans = torch.arange(2.0)[:, None, None] * torch.ones(2, 5, 12), torch.randn(2, 7, 5, 6)
+    many, eight = (hjepa.mirrored(make_cost, None, clip, clip, views)(plans) for views in (16, 8))
+    torch.testing.assert_close(many, eight)
+    assert many.shape == (2, 7)
+
+
 def test_a_mirrored_cost_is_the_mean_over_images_of_one_and_the_same_scene():
     """On a cost that knows physics each image says the same; on one that does not, all eight
     together do, whichever way the scene is turned; one view is the scene as it is."""

@@ -406,7 +406,8 @@ def test_one_body_and_ten_bodies_have_figures(masses, tmp_path):
     """One body has no pair: `probe` once stumbled over the mean of no distance."""
     hjepa.train(tiny(masses=masses), tmp_path / "run")
     for command in ("probe", "plan") if len(masses) == 1 else ("probe",):
-        argv = [command, "--run", tmp_path / "run", "--out", tmp_path / "out", "--n", "64"]
+        argv = [command, "--run", tmp_path / "run", "--out", tmp_path / "out"]
+        argv += ["--n", "64"] * (command == "probe")
         assert hjepa.main(list(map(str, argv))) == 0
     rows = json.loads((tmp_path / "out" / "probe.json").read_text())["rows"]
     assert ("pair distance" in {row["target"] for row in rows}) == (len(masses) > 1)
