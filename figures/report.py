@@ -387,6 +387,12 @@ def representation(found):
     targets = list(dict.fromkeys(r["target"] for r in content["rows"]))
     r2 = {(r["source"], r["target"]): number(r["r2"], r["r2_ci"], 4) for r in content["rows"]}
     sources = list(dict.fromkeys(r["source"] for r in content["rows"]))
+    bent = [r for r in content["rows"] if r["source"].endswith(", network") and "untrained" not in r["source"]]
+    least = min(bent, key=lambda r: r["r2"], default=None)
+    kept = "" if not least else (
+        f"The least that a network reads is {least['target']} from {least['source'].split(',')[0]}, R2 {least['r2']:.4f}. "
+        "What a linear probe\nmisses beyond that is bent and not lost, also where the prediction error would be smaller "
+        "without it. The untrained\nencoder loses nothing either: training arranges the state, it does not add to it.\n")
     gauges = [[g["set"], number(g["std_min"]), f"{g['rank']:.0f} of {g['dimensions']}", percent(g["within_mean"]),
                percent(g["within_min"])] for g in content["gauges"]]
     return f"""Within a world: the share of a dimension's variance that is found between clips of one sequence. A
@@ -405,6 +411,7 @@ for the end of the macro-event: encoders and raw clip do not know the forces, th
 do. There the predictions must beat both the raw clip with forces and the untrained predictors.
 
 {table(['from', *targets], [[s, *(r2.get((s, t), '') for t in targets)] for s in sources])}
+{kept}
 {source(content)}"""
 
 

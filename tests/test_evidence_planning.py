@@ -41,7 +41,7 @@ def two_runs(smoke, tmp_path_factory):
 def reports(two_runs, tmp_path_factory):
     """Both scripts as a user runs them, on two runs -> name -> JSON."""
     out, found = tmp_path_factory.mktemp("reports"), {}
-    for name, size in (("planning", ["--tasks", 5]), ("representation", ["--n", 256])):
+    for name, size in (("planning", ["--tasks", 5]), ("representation", ["--n", 256, "--steps", 40])):
         done = script(name, *two_runs, *size, "--out", out)
         assert done.returncode == 0, done.stderr
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -221,6 +221,21 @@ def test_manifest_recomputes(reports):
 
 # ---- representation.py
 
+def test_network_probe_reads_what_a_linear_one_cannot_and_is_repeatable():
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 4, generator=gen)
+    y = torch.stack([x[:, 0] * x[:, 1], 5 * x[:, 2] + 100], 1)
+    parts = [(x[i::3], y[i::3]) for i in range(3)]
+    linear, _ = hjepa.ridge(*parts)
+    assert linear[0] < 0.1
+    guess, again = (representation.network_probe(
+        parts[0], parts[2][0], 400, torch.Generator().manual_seed(7), torch.device("cpu"), width=64)
+        for _ in range(2))
+    assert torch.equal(guess, again)
+    error = (guess - parts[2][1]).square().mean(0) / parts[2][1].var(0)
+    assert (error < 0.05).all()
+
+
 def test_representation_report(reports):
     report = reports["representation"]
     assert HEAD < set(report) and report["n"] == 256 and "1,000" in report["intervals"]
@@ -237,6 +252,9 @@ def test_representation_report(reports):
     assert max(r2["shuffled labels", t]["r2"] for t in representation.NOW) < 0.2
     told, untold = (r2[s, "position +25"]["r2"] for s in ("raw clip + forces", "raw clip"))
     assert told > untold
+    for source in representation.READ_BY_NETWORK:
+        assert all((f"{source}, network", target) in r2 for target in representation.NOW)
+        assert r2[f"{source}, network", "position"]["r2"] > 0.3
     sets = [row["set"] for row in report["gauges"]]
     assert len(sets) == 14 and len(set(sets)) == 7                        # of two runs
     for row in report["gauges"]:

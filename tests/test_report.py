@@ -26,15 +26,17 @@ LEVELS = {                                      # figures/hierarchy.json, as tha
     "command": "python figures/hierarchy.py --run runs/quick", "device": "cpu", "torch": "2",
     "precision": "fp32", "seeds": [0], "n": 7, "epochs": 9, "sequences": 49000, "views": 2,
     "intervals": "95 %, 10,000 resamples", "tasks_of": "test", "settings": [[12, 3]],
+    "tasks_side_by_side": 16,
     "rows": [{"planner": planner, "frames": frames, "samples": 12, "iterations": 3,
               "predictor_calls": calls, "seconds": 0.125, "mean_body": share, "success": share / 3,
-              "mean_body_ci": [share / 2, share + 0.01], "success_ci": [0, 1], "errors": []}
+              "mean_body_ci": [share / 2, share + 0.01], "success_ci": [0, 1], "errors": [],
+              "contact": {"n": 3, "mean_body": share / 4}, "no contact": {"n": 0}}
              for planner, frames, calls, share in (
                  ("flat", 50, 4070.0, 0.4321), ("flat", 75, 9000.0, 0.1),
                  ("joint", 50, 2470.5, 0.5432))],
     "pairs": [{"frames": 50, "planner": "joint", "samples": 12, "iterations": 3, "saving": 1.648,
                "saving_ci": [1.2, 2.1],
-               "mean_body": 0.1111, "mean_body_ci": [0.0123, 0.2], "rival": [6, 3]},
+               "gain_calls": 0.1111, "gain_calls_ci": [0.0123, 0.2]},
               {"frames": 75, "planner": "mixed", "samples": 25, "iterations": 3}]}
 
 
@@ -201,13 +203,13 @@ def test_numbers_are_those_of_the_files(seen, html, shown):
         [r["planner"], share(r["success"], *r["success_ci"])]
         for r in content(shown, "planning")["rows"]]
     assert rows_of(seen, "planner", "setting") == [
-        ["flat", "12 x 3", "43.2 % (21.6 to 44.2)", "14.4 %", "4,070", "0.12"],
-        ["joint", "12 x 3", "54.3 % (27.2 to 55.3)", "18.1 %", "2,470", "0.12"],
-        ["flat", "12 x 3", "10.0 % (5.0 to 11.0)", "3.3 %", "9,000", "0.12"]]
+        ["flat", "12 x 3", "43.2 % (21.6 to 44.2)", "10.8 %", "", "14.4 %", "4,070", "0.12"],
+        ["joint", "12 x 3", "54.3 % (27.2 to 55.3)", "13.6 %", "", "18.1 %", "2,470", "0.12"],
+        ["flat", "12 x 3", "10.0 % (5.0 to 11.0)", "2.5 %", "", "3.3 %", "9,000", "0.12"]]
     assert rows_of(seen, "frames", "planner", "setting") == [
-        ["50", "joint", "12 x 3", "6 x 3", "+11.1 (+1.2 to +20.0)", "1.6 (1.2 to 2.1)"],
-        ["75", "mixed", "25 x 3", "none", "", ""]]
-    assert "of 1 comparisons" in html and "reach more goals in 1 and fewer in 0" in html
+        ["50", "joint", "12 x 3", "+11.1 (+1.2 to +20.0)", "", "1.6 (1.2 to 2.1)"],
+        ["75", "mixed", "25 x 3", "", "", ""]]
+    assert "more goals than flat in 1 of 1 comparisons and fewer in 0" in html
     curves = content(shown, "curves")
     watched = [[str(r["epoch"]), share(r["closed"]), share(r["macro"]), f"{r['decode1']:.3f}",
                 f"{r['decode2']:.3f}"] for r in curves["rows"] if "closed" in r]
@@ -306,10 +308,12 @@ def test_the_course_in_words(measured, n, says):
 
 
 def test_two_levels_in_words():
-    pairs = [{"mean_body_ci": ci, "mean_body": 0} for ci in (
+    pairs = [{"gain_calls_ci": ci, "gain_calls": 0} for ci in (
         [0.1, 0.2], [-0.1, 0.1], [-0.2, -0.1], [0, 0.1])]
-    assert "of 4 comparisons" in report.two_levels(pairs)
-    assert "more goals in 1 and fewer in 1;" in report.two_levels(pairs)
+    text = report.two_levels([*pairs, {"gain_seconds": 0.2, "gain_seconds_ci": [0.1, 0.3]}])
+    text = " ".join(text.split())
+    assert "calls, two levels reach more goals than flat in 1 of 4 comparisons and fewer in 1;" in text
+    assert "seconds, two levels reach more goals than flat in 1 of 1 comparisons and fewer in 0" in text
     assert "no flat planner was tried" in report.two_levels([{"saving": 2.0}])
 
 
