@@ -760,7 +760,7 @@ sequences, one thread each. Time goes with size to the power of the exponent.
     lines = [[part, f"`{how['command']}`", f"{how['processor']}; {how['device']}", how["precision"]]
              for part, how in content["measured"].items()]
     text.append("Where each part was measured; times of different processors are not to be compared.\n\n"
-                + table(["part", "command", "processor", "precision"], lines))
+                + table(["part", "command", "processor", "precision"], lines) + "\n")
     return "\n".join(text) + source(content)
 
 
