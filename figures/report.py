@@ -38,7 +38,8 @@ CAPTIONS = {
     "probe": "linear probes. Left: decoded against true position, shallow tap. Right: R2 of each source.",
     "representation": "gauges and probes of both taps of both encoders, with controls.",
     "dynamics": "error against horizon, by contacts and by the forces told; the response to forces on one body.",
-    "surprise": "share of pairs in which the impossible film surprises more (ticks: AUROC), and surprise around the event.",
+    "surprise": "share of pairs in which the impossible film surprises more (ticks: AUROC), and surprise around the "
+                "event.",
     "plan": "where three planners leave the bodies (solid) against the goal (dashed); share of goals reached.",
     "episode": "an episode. Filled: bodies with their way so far; dashed: goals; arrows: the forces of the next clip.",
     "planning": "share of goals reached and final error, each row with its interval; crosses split by contact.",
@@ -46,7 +47,8 @@ CAPTIONS = {
               "worlds), as a share of the variance.",
     "hierarchy": "share of goals reached against predictor calls (above) and seconds (below), a column per horizon.",
     "ablation": "the run without each part.",
-    "speed": "time to train, to step and to plan (blue lines: our planner, iteration by iteration), simulators, growth."}
+    "speed": "time to train, to step and to plan (blue lines: our planner, iteration by iteration), simulators, "
+             "growth."}
 
 
 def picture(name, caption=None):
@@ -606,7 +608,8 @@ embeddings. Made small is the mean logarithm of the errors, so that the far ones
 Squared error of the predicted embedding, as a share of the variance: 1 is as bad as always to expect the mean.
 P2 is chained; the clips that are no whole macro-event are short steps before its first jump. Each level is judged in
 its own embedding. Where the chained jumps err no less than P1 rolled out, two levels offer fewer calls and no better
-forecast. Whether training on helps a planner was not measured apart from the rest.
+forecast. What training on gives a planner is not among these figures: the study below with
+`--run figures/hjepa.pt` answers that.
 
 {picture('extend')}
 {source(content)}"""
