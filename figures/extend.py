@@ -1,25 +1,29 @@
-"""Trains the predictors of a run on, three macro-events far, with both encoders frozen.
+"""Trains a run's macro level on, for goals three macro-events away, encoders and P1 frozen.
 
     python figures/extend.py --run runs/quick --to runs/quick-far
     python figures/hierarchy.py --run runs/quick-far               # what it is for
 
-hjepa.py trains both predictors one macro-event far. A planner for goals at 75 frames applies P1
-fifteen times and P2 three times, each to what it has predicted itself, in worlds that forces have
-made faster than those of training. Here they learn just that, on new worlds at each step. The
-encoders stay as they are: trained along, the deep target could make its task easy by dropping what
-cannot be foreseen so far, which VICReg does not notice. Frozen, it cannot.
+hjepa.py trains P2 for one jump of 25 frames, from an observed clip. A planner for goals at 75 frames
+applies it three times, each to what it has predicted itself, in worlds that forces have made faster
+than those of training; and a goal is hardly ever a whole number of jumps away. Here P2 and the two
+maps learn just that, on new worlds at each step. The encoders stay as they are: trained along, the
+deep target could make its task easy by dropping what cannot be foreseen so far, which VICReg does
+not notice. P1 stays as well, so that a planner with one level is the one that was shipped.
 
-Each step rolls out what the planner `mixed` of hierarchy.py will: P1 for `first` clips (0 to 4, at
-random), lift, then macro-events with a bridge between. Errors, all mean squares over a batch:
+Each step draws `rest`, 1 to 5 clips: what a goal is away beyond whole macro-events. Errors, all mean
+squares over a batch:
 
-    P1        rolled out to the end, against t1 of each clip
-    lift      of P1's prediction after `first` clips, against z2' there
-    P2        each jump, against t2 of its last clip
+    jump      P2 from the first clip on, a bridge between: against t2 of each jump's last clip
+    leap      before each of those jumps, P2 over `rest` clips instead (see planning.leap)
+    mixed     jumps that begin behind `rest` short steps and a lift
     bridge    of what P2 predicted, against z2' there
+    lift      of P1's prediction, against z2' there
 
-What is made small is the mean of their logarithms. Then one percent less counts as much one clip
-ahead as fifteen. In a plain sum the far errors, fifty times as large and for the most part not to
-be foreseen, would spoil the near ones, which decide whether a goal is reached in the end.
+What is made small is the mean of their logarithms, the maps' by a quarter. In logarithms one percent
+less counts as much one clip ahead as fifteen; in a plain sum the far errors, fifty times as large
+and for the most part not to be foreseen, would spoil the near ones, which decide whether a goal is
+reached in the end. A quarter: z2' is harder to foretell than what a jump needs of it, which the
+jump behind a map teaches the map anyway.
 
 The result is a checkpoint like any other with one entry more, `extended`; scripts of this folder
 write into their JSON that they were given one. An interrupted training goes on from its last
@@ -39,33 +43,36 @@ import torch
 
 EVENTS, BLOCK = 3, 100                          # macro-events; steps between two saves
 WARMUP = 100                                    # steps, to half of training's learning rate
+WEIGHTS = {"jump": 1.0, "leap": 1.0, "mixed": 1.0, "bridge": 0.25, "lift": 0.25}
+TRAINED = ("macro.", "bridge.", "lift.")        # what of a model is not frozen
 
 
-def objective(model, obs, forces, first, span):
-    """obs (B, K, T, F), forces (B, K-1, A), `first` short steps before the first jump -> what is to
-    be made small, dict of errors (some,). The encoders get no gradient."""
-    clips, ends = forces.shape[1], range(first + span, forces.shape[1] + 1, span)
+def objective(model, obs, forces, rest, span):
+    """obs (B, K, T, F), forces (B, K-1, A), `rest` clips from 1 to span -> what is to be made small,
+    dict of errors (some,). Encoders and P1 get no gradient."""
+    clips, errors = forces.shape[1], {name: [] for name in WEIGHTS}
+    asked = [k for k in range(1, clips + 1) if k % span in (0, rest % span)]
     with torch.no_grad():
         z1, z2 = model.context(obs[:, 0])
-        tokens, t1 = model.target.shallow(obs[:, 1:].transpose(0, 1).flatten(0, 1))
-        t1, tokens = (x.unflatten(0, (clips, len(obs))) for x in (t1, tokens))
-        same = {end: model.context(obs[:, end])[1] for end in (first, *ends[:-1]) if end}
+        t2 = {k: model.target(obs[:, k])[1] for k in asked}
+        same = {k: model.context(obs[:, k])[1] for k in asked if k + span <= clips}
+        reached = model.rollout(z1, forces[:, :rest])[:, -1]
 
-    def gap(guess, truth):
-        return (guess.float() - truth.float()).square().mean((-2, -1))
-    path = model.rollout(z1, forces).transpose(0, 1)
-    errors = {"P1": [*gap(path, t1)], "lift": [], "P2": [], "bridge": []}
-    if first:
-        z2 = model.lift(path[first - 1])
-        errors["lift"].append(gap(z2, same[first]))
-    for end in ends:
-        z2 = model.jump(z2, forces[:, end - span:end])
-        errors["P2"].append(gap(z2, model.target.deep(tokens[end - 1])))
-        if end < ends[-1]:
-            z2 = model.bridge(z2)
-            errors["bridge"].append(gap(z2, same[end]))
+    def note(name, guess, truth):
+        errors[name].append((guess.float() - truth.float()).square().mean())
+        return guess
+    for name, z, at in (("jump", z2, 0),
+                        ("mixed", note("lift", model.lift(reached), same[rest]), rest)):
+        while at + span <= clips:
+            if name == "jump" and rest < span:
+                leap = planning.leap(model, z, forces[:, at:at + rest], span)
+                note("leap", leap, t2[at + rest])
+            z = note(name, model.jump(z, forces[:, at:at + span]), t2[at + span])
+            at += span
+            if at + span <= clips:
+                z = note("bridge", model.bridge(z), same[at])
     errors = {name: torch.stack(parts) for name, parts in errors.items() if parts}
-    return sum(error.log().mean() for error in errors.values()), errors
+    return sum(WEIGHTS[name] * error.log().mean() for name, error in errors.items()), errors
 
 
 def draw_worlds(world, config, n, gen, device):
@@ -83,10 +90,10 @@ def save(path, content):
         part.write_bytes(whole.getbuffer())
 
 
-def same_encoders(a, b):
-    """Two state dicts of models: do they have the same encoders?"""
+def same_frozen(a, b):
+    """Two state dicts of models: is what is not trained here the same in both?"""
     return all(torch.equal(a[k].cpu().float(), b[k].cpu().float()) for k in a
-               if k.startswith(("context.", "target.")))
+               if not k.startswith(TRAINED))
 
 
 def unfinished_training(path, told, model, optimizer):
@@ -94,9 +101,9 @@ def unfinished_training(path, told, model, optimizer):
     try:
         half = torch.load(path, map_location="cpu", weights_only=True)
         theirs = half["told"]
-        if not same_encoders(model.state_dict(), half["model"]) or any(
-                theirs[k] != told[k] for k in ("steps", "batch")):
-            raise ValueError("it is of another run or of other --steps")
+        if not same_frozen(model.state_dict(), half["model"]) or any(
+                theirs[k] != told[k] for k in ("steps", "batch", "precision")):
+            raise ValueError("it is of another run, other --steps or another --precision")
         model.load_state_dict(half["model"])
         optimizer.load_state_dict(half["optimizer"])
     except Exception as e:                      # torch.load has a dozen ways to say the same thing
@@ -109,12 +116,12 @@ def unfinished_training(path, told, model, optimizer):
 def train(run, saved, out, args):
     """Run, its checkpoint, directory of the new one. Writes the new checkpoint -> its Run."""
     model, config, world = run.model, run.config, hjepa.build_world(run.config)
-    model.context.requires_grad_(False)
-    model.target.requires_grad_(False)
+    for frozen in (model.context, model.target, model.short):
+        frozen.requires_grad_(False)
     optimizer, unfinished = hjepa.make_optimizer(model, config, args.device), out / "extending.pt"
     told = {"of": str(args.run[0]), "steps": args.steps, "done": 0, "batch": config.batch,
             "seconds": 0.0, "device": hjepa.device_name(args.device),
-            "precision": saved["precision"], "rows": []}
+            "precision": args.precision, "rows": []}
     if unfinished.exists():
         told = unfinished_training(unfinished, told, model, optimizer)
     model.train()
@@ -126,11 +133,11 @@ def train(run, saved, out, args):
         batches = zip(*(x.split(config.batch) for x in drawn))
         for step, (obs, forces) in enumerate(
                 hjepa.bar(batches, f"steps to {until} of {args.steps}", until - done), done):
-            first = torch.randint(config.steps, (), generator=gen).item()
+            rest = 1 + torch.randint(config.steps, (), generator=gen).item()
             for group in optimizer.param_groups:
                 group["lr"] = hjepa.learning_rate(step, args.steps, config.lr / 2, WARMUP)
-            with hjepa.autocast(args.device, saved["precision"]):
-                total, errors = objective(model, obs, forces, first, config.steps)
+            with hjepa.autocast(args.device, args.precision):
+                total, errors = objective(model, obs, forces, rest, config.steps)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()
@@ -156,32 +163,36 @@ def train(run, saved, out, args):
 @torch.no_grad()
 def far_errors(model, config, obs, forces):
     """-> dict name -> dict of clips ahead -> errors (N,): squared, the mean over dimensions, as a
-    share of the truth's variance. P2: the short steps that are no whole macro-event come first."""
+    share of the truth's variance. P1: rolled out. jumps and leap: P2, the clips that are no whole
+    macro-event last. mixed: P1 for those clips, one to five, first, and jumps behind them."""
     def gap(guess, truth):
         guess, truth = guess.float(), truth.float()
         return ((guess - truth).square().mean(-1) / truth.var(0).mean()).cpu()
     z1, z2 = model.context(obs[:, 0])
-    path, truth = model.rollout(z1, forces), [model.target(clip) for clip in obs[:, 1:].unbind(1)]
-    span, found = config.steps, {"P1": {}, "P2": {}}
-    for k, (t1, t2) in enumerate(truth, 1):
+    path, span = model.rollout(z1, forces), config.steps
+    found = {"P1": {}, "jumps and leap": {}, "mixed": {}}
+    for k, clip in enumerate(obs[:, 1:].unbind(1), 1):
+        t1, t2 = model.target(clip)
         found["P1"][k] = gap(path[:, k - 1], t1)
-        if k >= span:
-            start = z1 if k % span else z2
-            found["P2"][k] = gap(planning.chain(model, start, forces[:, :k], k % span, span), t2)
+        found["jumps and leap"][k] = gap(planning.chain(model, z2, forces[:, :k], 0, span), t2)
+        if k > span:
+            first = k % span or span
+            found["mixed"][k] = gap(planning.chain(model, z1, forces[:, :k], first, span), t2)
     return found
 
 
 def draw(rows, hold):
-    """Error against frames, shallow left, deep right; before: dashed."""
+    """Error against frames, P1 left, both ways through P2 right; before: dashed."""
     figure, axes = hjepa.canvas(1, 2, 11, 4)
+    names = list(dict.fromkeys(row["name"] for row in rows))
     for name, when in dict.fromkeys((row["name"], row["when"]) for row in rows):
         mine = [row for row in rows if (row["name"], row["when"]) == (name, when)]
         axes[0, int(name != "P1")].plot(
             [row["clips"] * hold for row in mine], [row["error"] for row in mine],
-            "o--" if when == "before" else "o-", ms=4, label=f"{name}, {when}",
-            color=hjepa.COLOURS[int(name != "P1")])
-    for ax, title in zip(axes[0], ("shallow: P1, rolled out", "deep: short steps, lift, P2 chained")):
-        ax.set(title=title, xlabel="frames ahead", ylabel="squared error / variance", ylim=0)
+            "o--" if when == "before" else "o-", ms=4, color=hjepa.COLOURS[names.index(name)],
+            label=name if name == "P1" else f"{name}, {when}")
+    for ax, title in zip(axes[0], ("shallow: P1, rolled out (frozen)", "deep: through P2")):
+        ax.set(title=title, xlabel="frames ahead", ylabel="squared error / variance", yscale="log")
         ax.grid(color="0.9")
         ax.legend(fontsize=8)
     return figure
@@ -209,7 +220,7 @@ def measure(args, runs):
         if done := (out / "last.pt").exists():
             far = hjepa.read_checkpoint(out)
             if far.get("extended", {}).get("steps") != args.steps or far["config"] != saved[
-                    "config"] or not same_encoders(saved["model"], far["model"]):
+                    "config"] or not same_frozen(saved["model"], far["model"]):
                 raise hjepa.Refusal(f"{out} is of another run or of other --steps: give another "
                                     "--to")
         before = measured(run)
@@ -220,7 +231,8 @@ def measure(args, runs):
     rows = [{"name": name, "when": when, "clips": k, "error": gaps.mean().item(),
              "error_ci": common.interval(gaps)}
             for when, found in (("before", before), ("after", after))
-            for name, of in found.items() for k, gaps in of.items()]
+            for name, of in found.items() for k, gaps in of.items()
+            if (name, when) != ("P1", "after")]                           # P1 is frozen
     return draw(rows, config.hold), args.n, {
         "to": str(out), "frames": config.steps * config.hold, "minutes": there["seconds"] / 60,
         "extended": there, "rows": rows}

@@ -43,7 +43,7 @@ CAPTIONS = {
     "plan": "where three planners leave the bodies (solid) against the goal (dashed); share of goals reached.",
     "episode": "an episode. Filled: bodies with their way so far; dashed: goals; arrows: the forces of the next clip.",
     "planning": "share of goals reached and final error, each row with its interval; crosses split by contact.",
-    "extend": "squared error against frames ahead, of the run and after its predictors were trained on (validation "
+    "extend": "squared error against frames ahead, before and after the macro level was trained on (validation "
               "worlds), as a share of the variance.",
     "hierarchy": "share of goals reached against predictor calls (above) and seconds (below), a column per horizon.",
     "ablation": "the run without each part.",
@@ -84,7 +84,7 @@ def one(rows, **chosen):
 
 def further(content):
     """What figures/extend.py has added to the training."""
-    return f", the predictors trained on for {content['further_steps']:,} steps" if "further_steps" in content else ""
+    return f", the macro level trained on for {content['further_steps']:,} steps" if "further_steps" in content else ""
 
 
 def source(content):
@@ -248,7 +248,7 @@ def protocol(found):
     c = found["curves"]["config"]
     made = next((content["intervals"] for content in map(found.get, ("planning", "dynamics", "hierarchy")) if content),
                 "95 %, bootstrap")
-    seeds = sorted({seed for content in found.values() for seed in content["seeds"]})
+    trained = {seed for name, content in found.items() if name != EXTRA for seed in content["seeds"]}
     return f"""**Worlds.** Training, validation and test worlds are drawn from seeds of their own ({c['seed']},
 {c['validation_seed']:,} and {c['test_seed']:,}); every draw comes from a generator made from seed, purpose and
 number, so that measuring more often, resuming or changing the device draws the same. What was tuned was chosen on
@@ -267,7 +267,7 @@ form. Speed at the goal is in the goal clip and so in the cost, but is not judge
 middle 95 % of the means are given. Two planners are compared on the same tasks: the difference is taken task by task and
 then resampled, which removes what makes a task hard for both. Where all outcomes are alike, the interval has no width:
 "nothing else was seen", not "certain". Each JSON file says under `intervals` how its own were made.
-{"They speak about the choice of worlds, not about another training." if len(seeds) == 1 else ""}
+{"They speak about the choice of worlds, not about another training." if len(trained) == 1 else ""}
 
 **Controls.** A number means little without the one it should differ from.
 
@@ -588,28 +588,30 @@ def two_levels(pairs):
 
 def extended(found):
     content = found["extend"]
-    event = min(row["clips"] for row in content["rows"] if row["name"] == "P2")
+    event = min(row["clips"] for row in content["rows"] if row["name"] == "mixed") - 1
     last = max(row["clips"] for row in content["rows"])
+    shown_at = sorted({1, event, event + (event + 1) // 2, 2 * event, last})
     gaps = {(row["name"], row["when"], row["clips"]): number(row["error"], row["error_ci"]) for row in content["rows"]}
-    shown = [[name, when, *(gaps.get((name, when, k), "") for k in (1, event, last))]
+    shown = [["P1" if name == "P1" else name, "" if name == "P1" else when,
+              *(gaps.get((name, when, k), "") for k in shown_at)]
              for name, when in dict.fromkeys((row["name"], row["when"]) for row in content["rows"])]
-    return f"""Training looks one macro-event ahead. A planner for goals {content['frames'] * last // event} frames away
-applies P1 {last} times and P2 {last // event} times, each to what it has predicted itself, in worlds that forces have
-made faster than those of training. Trained that far together with the encoders, the deep target could make its task
-easy by dropping what cannot be foreseen, which VICReg does not notice. So the encoders are frozen, and the predictors
-and maps alone trained on: {content['extended']['steps']:,} steps of
+    return f"""Training asks P2 for one jump of {event} clips, from an observed clip. A planner for goals {content['frames'] * last // event} frames away
+applies it {last // event} times, each to what it has predicted itself, in worlds that forces have made faster than those of
+training; and mostly the goal is not a whole number of jumps away. Trained that far together with the encoders, the
+deep target could make its task easy by dropping what cannot be foreseen, which VICReg does not notice. So encoders
+and P1 are frozen, and P2 and the maps alone trained on: {content['extended']['steps']:,} steps of
 {content['extended']['batch']} new worlds, {content['minutes']:.0f} minutes on {content['extended']['device']} with
-whatever else it was doing. Each step rolls out what the planner *mixed* below will: P1 to the end, and from up to
-{event - 1} of its clips, at random, a lift and jumps with a bridge between; both maps learn on predictions instead of
-embeddings. Made small is the mean logarithm of the errors, so that the far ones do not spoil the near ones.
+whatever else it was doing. Each step asks for jumps with a bridge between; for a *leap* of 1 to {event - 1} clips, at random,
+in the place of each (P2 again, the forces of the clips that are not leapt over filled with a value that no force
+has); and for jumps that begin behind as many short steps. Made small is the mean logarithm of the errors, so that the
+far ones do not spoil the near ones.
 
-{table(['predictor', 'training on', '1 clip', f'{event} clips', f'{last} clips'], shown)}
+{table(['way', 'training on', *(f"{k} clip{'s' * (k > 1)}" for k in shown_at)], shown)}
 
-Squared error of the predicted embedding, as a share of the variance: 1 is as bad as always to expect the mean.
-P2 is chained; the clips that are no whole macro-event are short steps before its first jump. Each level is judged in
-its own embedding. Where the chained jumps err no less than P1 rolled out, two levels offer fewer calls and no better
-forecast. What training on gives a planner is not among these figures: the study below with
-`--run figures/hjepa.pt` answers that.
+Squared error of the predicted embedding, as a share of the variance: 1 is as bad as always to expect the mean. *P1* is
+judged in the shallow embedding, the others in the deep one. *Jumps and leap*: the clips that are no whole macro-event
+come last; before training on, P2 knows no leap. *Mixed*: those clips, one to {event}, are short steps of P1 and come first. What an
+error grows to is the world's doing as much as the model's: what is off after one jump is farther off after the next.
 
 {picture('extend')}
 {source(content)}"""
@@ -818,6 +820,29 @@ of this run:
 """
 
 
+def seeds(found):
+    content = found["quick/planning"]
+    named = {"zero": "zero force", "oracle": "oracle: true simulator, true positions",
+             "macro open loop": "macro, one jump", "short open loop": "short, open loop",
+             "short replanned": "short, replanned every clip"}
+    near, rows = 0.1, []
+    for r in content["rows"]:
+        gaps = r["errors"] if len(r["errors"]) == len(content["seeds"]) else []
+        for title, key, merge in (("mean body", "mean_body", lambda task: sum(task) / len(task)),
+                                  ("worst body", "success", max)):
+            each = [percent(sum(merge(task) < near for task in run) / len(run)) for run in gaps]
+            rows.append([named.get(r["planner"], r["planner"]), title, *(each or ["" for _ in content["seeds"]]),
+                         percent(r[key], r[key + "_ci"])])
+    many = len(content["seeds"])
+    return f"""How much does another training differ? The preset `quick`, {content['epochs']} epochs, trained {many} times with
+other start weights, batches and training worlds, on the same {content['n']} test goals,
+{content['rows'][0]['frames']} frames ahead. The intervals of the last column draw seeds first and tasks within them.
+{many} seeds show a spread and do not measure it well.
+
+{table(['planner', 'within 0.1', *(f'seed {seed}' for seed in content['seeds']), 'all'], rows)}
+{source(content)}"""
+
+
 def readable(value):
     """A setting without brackets and trailing zeros."""
     if isinstance(value, (list, tuple)):
@@ -828,14 +853,15 @@ def readable(value):
 
 
 def limits(found):
-    seeds = {seed for content in found.values() for seed in content["seeds"]}
-    one_seed = "One training seed: how much another training would differ is not known."
+    trained = {seed for name, content in found.items() if name != EXTRA for seed in content["seeds"]}
+    one_seed = "One training seed, but for the section on training seeds: how much another training of this length would\n" \
+               "  differ is not known."
     known = [
         "One micro-world, full state in the observation: what is shown here is a mechanism, not a method for pictures\n"
         "  or robots.",
         "Goals are clips of the same world and so always reachable. Nobody asks for the impossible, and nothing tells\n"
         "  when to give up.",
-        one_seed if len(seeds) < 2 else f"{len(seeds)} training seeds: enough to see a spread, not to measure it well.",
+        one_seed if len(trained) < 2 else f"{len(trained)} training seeds: enough to see a spread, not to measure it well.",
         "Decoded positions and linear probes see what is linear in the embedding; what they miss may still be in it.",
         "The length of preset `quick` (9 epochs, not 8) and the two images that plans are judged by were settled on\n"
         "  validation goals, where neither made a difference beyond chance, but after both had been seen on the test\n"
@@ -857,6 +883,7 @@ def limits(found):
     return "".join(f"- {point}\n" for point in known)
 
 
+EXTRA = "quick/planning"                        # a shorter training, with several seeds
 CHAPTERS = (                                    # title, its sections: title, JSON file, function
     ("The system", (("", "curves", system), ("", "diagram", diagram))),
     ("The objective, and why each term", (("", "curves", objective),)),
@@ -870,7 +897,8 @@ CHAPTERS = (                                    # title, its sections: title, JS
                     ("Does it know what cannot happen?", "surprise", surprise))),
     ("Planning", (("Goals reached", "plan", plans), ("One episode", "episode", episode),
                   ("Does it reach goals because of the model?", "planning", planning),
-                  ("The predictors, trained on", "extend", extended),
+                  ("Another training, other worlds to learn from", EXTRA, seeds),
+                  ("The macro level, trained on", "extend", extended),
                   ("Two levels against one", "hierarchy", hierarchy))),
     ("Which part carries it?", (("", "ablation", ablation),)),
     ("How fast is it, and how does it grow?", (("", "speed", speed),)),
@@ -907,13 +935,14 @@ def compose(found, blame):
             blame(name)
             body += [f"### {subtitle}\n"] * bool(subtitle) + [write_section(found).strip() + "\n"]
     blame(None)
-    missing = [name for name in ORDER if name not in found]
+    missing = [name for name in ORDER if name not in found and name != EXTRA]
     if missing:
         body.append("## Not run yet\n\n" + "\n".join(
             f"- `python {'figures/' + name + '.py' if (HERE / f'{name}.py').exists() else 'hjepa.py ' + name}`"
             for name in missing) + "\n")
     body.append("## Limits\n\n" + limits(found))
-    lengths = {tuple(content.get(k) for k in ("epochs", "sequences", "further_steps")) for content in found.values()}
+    lengths = {tuple(content.get(k) for k in ("epochs", "sequences", "further_steps"))
+               for name, content in found.items() if name != EXTRA}
     head = f"""# {TITLE}
 
 Generated by `python figures/report.py`; each number comes from a JSON file of this folder, named under its table.

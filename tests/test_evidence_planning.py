@@ -123,6 +123,15 @@ def test_runs_that_cannot_be_pooled_are_refused(smoke, tmp_path):
 
 # ---- planning.py
 
+def test_rows_can_be_chosen(smoke, tmp_path):
+    done = script("planning", "--run", smoke, "--tasks", 2, "--frames", 25, "--only", "macro open loop", "random",
+                  "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "planning.json").read_text())
+    assert [row["planner"] for row in content["rows"]] == ["zero", "random", "macro open loop"]
+    assert content["pairs"] == []
+
+
 def test_hidden_forces_reach_the_goal(small):
     """Every goal can be reached, and none is near where zero force ends."""
     _, world, _ = small
