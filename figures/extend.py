@@ -4,18 +4,17 @@
     python figures/hierarchy.py --run runs/quick-far               # what it is for
 
 hjepa.py trains P2 for one jump of 25 frames, from an observed clip. A planner for goals at 75 frames
-applies it three times, each to what it has predicted itself, in worlds that forces have made faster
-than those of training; and a goal is hardly ever a whole number of jumps away. Here P2 and the two
-maps learn just that, on new worlds at each step. The encoders stay as they are: trained along, the
-deep target could make its task easy by dropping what cannot be foreseen so far, which VICReg does
-not notice. P1 stays as well, so that a planner with one level is the one that was shipped.
+applies it up to three times, each to what it has predicted itself, in worlds that forces have made
+faster than those of training; between whole jumps, it begins where short steps of P1 lead. Here P2
+and the two maps learn just that, on new worlds at each step. The encoders stay as they are: trained
+along, the deep target could make its task easy by dropping what cannot be foreseen so far, which
+VICReg does not notice. P1 stays as well, so that a planner with one level is the one that was
+shipped.
 
-Each step draws `rest`, 1 to 5 clips: what a goal is away beyond whole macro-events. Errors, all mean
-squares over a batch:
+Each step draws `first`, 1 to 4 short steps. Errors, all mean squares over a batch:
 
-    jump      P2 from the first clip on, a bridge between: against t2 of each jump's last clip
-    leap      before each of those jumps, P2 over `rest` clips instead (see planning.leap)
-    mixed     jumps that begin behind `rest` short steps and a lift
+    jump      P2 from the observed clip on, a bridge between: against t2 of each jump's last clip
+    mixed     the same from behind `first` short steps and a lift
     bridge    of what P2 predicted, against z2' there
     lift      of P1's prediction, against z2' there
 
@@ -43,35 +42,31 @@ import torch
 
 EVENTS, BLOCK = 3, 100                          # macro-events; steps between two saves
 WARMUP = 100                                    # steps, to half of training's learning rate
-WEIGHTS = {"jump": 1.0, "leap": 1.0, "mixed": 1.0, "bridge": 0.25, "lift": 0.25}
+WEIGHTS = {"jump": 1.0, "mixed": 1.0, "bridge": 0.25, "lift": 0.25}
 TRAINED = ("macro.", "bridge.", "lift.")        # what of a model is not frozen
 
 
-def objective(model, obs, forces, rest, span):
-    """obs (B, K, T, F), forces (B, K-1, A), `rest` clips from 1 to span -> what is to be made small,
-    dict of errors (some,). Encoders and P1 get no gradient."""
+def objective(model, obs, forces, first, span):
+    """obs (B, K, T, F), forces (B, K-1, A), `first` short steps from 1 to span - 1 -> what is to be
+    made small, dict of errors (some,). Encoders and P1 get no gradient."""
     clips, errors = forces.shape[1], {name: [] for name in WEIGHTS}
-    asked = [k for k in range(1, clips + 1) if k % span in (0, rest % span)]
     with torch.no_grad():
         z1, z2 = model.context(obs[:, 0])
-        t2 = {k: model.target(obs[:, k])[1] for k in asked}
-        same = {k: model.context(obs[:, k])[1] for k in asked if k + span <= clips}
-        reached = model.rollout(z1, forces[:, :rest])[:, -1]
+        reached = model.rollout(z1, forces[:, :first])[:, -1]
 
-    def note(name, guess, truth):
+    def note(name, guess, encode, k):
+        """Guess of clip k's embedding, whose truth `encode` gives -> the guess."""
+        with torch.no_grad():
+            truth = encode(obs[:, k])[1]
         errors[name].append((guess.float() - truth.float()).square().mean())
         return guess
-    for name, z, at in (("jump", z2, 0),
-                        ("mixed", note("lift", model.lift(reached), same[rest]), rest)):
-        while at + span <= clips:
-            if name == "jump" and rest < span:
-                leap = planning.leap(model, z, forces[:, at:at + rest], span)
-                note("leap", leap, t2[at + rest])
-            z = note(name, model.jump(z, forces[:, at:at + span]), t2[at + span])
-            at += span
-            if at + span <= clips:
-                z = note("bridge", model.bridge(z), same[at])
-    errors = {name: torch.stack(parts) for name, parts in errors.items() if parts}
+    lifted = note("lift", model.lift(reached), model.context, first)
+    for name, z, at in (("jump", z2, 0), ("mixed", lifted, first)):
+        for end in range(at + span, clips + 1, span):
+            z = note(name, model.jump(z, forces[:, end - span:end]), model.target, end)
+            if end + span <= clips:
+                z = note("bridge", model.bridge(z), model.context, end)
+    errors = {name: torch.stack(parts) for name, parts in errors.items()}
     return sum(WEIGHTS[name] * error.log().mean() for name, error in errors.items()), errors
 
 
@@ -133,11 +128,11 @@ def train(run, saved, out, args):
         batches = zip(*(x.split(config.batch) for x in drawn))
         for step, (obs, forces) in enumerate(
                 hjepa.bar(batches, f"steps to {until} of {args.steps}", until - done), done):
-            rest = 1 + torch.randint(config.steps, (), generator=gen).item()
+            first = torch.randint(1, config.steps, (), generator=gen).item()
             for group in optimizer.param_groups:
                 group["lr"] = hjepa.learning_rate(step, args.steps, config.lr / 2, WARMUP)
             with hjepa.autocast(args.device, args.precision):
-                total, errors = objective(model, obs, forces, rest, config.steps)
+                total, errors = objective(model, obs, forces, first, config.steps)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()
@@ -163,35 +158,33 @@ def train(run, saved, out, args):
 @torch.no_grad()
 def far_errors(model, config, obs, forces):
     """-> dict name -> dict of clips ahead -> errors (N,): squared, the mean over dimensions, as a
-    share of the truth's variance. P1: rolled out. jumps and leap: P2, the clips that are no whole
-    macro-event last. mixed: P1 for those clips, one to five, first, and jumps behind them."""
+    share of the truth's variance. P1: rolled out. P2: the clips that are no whole macro-event are
+    short steps before its first jump."""
     def gap(guess, truth):
         guess, truth = guess.float(), truth.float()
         return ((guess - truth).square().mean(-1) / truth.var(0).mean()).cpu()
     z1, z2 = model.context(obs[:, 0])
     path, span = model.rollout(z1, forces), config.steps
-    found = {"P1": {}, "jumps and leap": {}, "mixed": {}}
+    found = {"P1": {}, "P2": {}}
     for k, clip in enumerate(obs[:, 1:].unbind(1), 1):
         t1, t2 = model.target(clip)
         found["P1"][k] = gap(path[:, k - 1], t1)
-        found["jumps and leap"][k] = gap(planning.chain(model, z2, forces[:, :k], 0, span), t2)
-        if k > span:
-            first = k % span or span
-            found["mixed"][k] = gap(planning.chain(model, z1, forces[:, :k], first, span), t2)
+        if k >= span:
+            start = z1 if k % span else z2
+            found["P2"][k] = gap(planning.chain(model, start, forces[:, :k], k % span, span), t2)
     return found
 
 
 def draw(rows, hold):
-    """Error against frames, P1 left, both ways through P2 right; before: dashed."""
+    """Error against frames, shallow left, deep right; before: dashed."""
     figure, axes = hjepa.canvas(1, 2, 11, 4)
-    names = list(dict.fromkeys(row["name"] for row in rows))
     for name, when in dict.fromkeys((row["name"], row["when"]) for row in rows):
         mine = [row for row in rows if (row["name"], row["when"]) == (name, when)]
         axes[0, int(name != "P1")].plot(
             [row["clips"] * hold for row in mine], [row["error"] for row in mine],
-            "o--" if when == "before" else "o-", ms=4, color=hjepa.COLOURS[names.index(name)],
+            "o--" if when == "before" else "o-", ms=4, color=hjepa.COLOURS[int(name != "P1")],
             label=name if name == "P1" else f"{name}, {when}")
-    for ax, title in zip(axes[0], ("shallow: P1, rolled out (frozen)", "deep: through P2")):
+    for ax, title in zip(axes[0], ("shallow: P1, rolled out (frozen)", "deep: short steps, lift, P2 chained")):
         ax.set(title=title, xlabel="frames ahead", ylabel="squared error / variance", yscale="log")
         ax.grid(color="0.9")
         ax.legend(fontsize=8)
@@ -208,6 +201,8 @@ def measure(args, runs):
     saved, config = hjepa.read_checkpoint(path), run.config
     if "extended" in saved:
         raise hjepa.Refusal(f"{path} has been trained on already: give the run that it came from")
+    if config.steps < 2:
+        raise hjepa.Refusal(f"{path} has macro-events of one clip: no short step fits before a jump")
     if saved["epoch"] < config.epochs:
         left = config.epochs - saved["epoch"]
         raise hjepa.Refusal(f"{path} has {left} epochs to go: train it to the end first")

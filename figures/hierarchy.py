@@ -15,12 +15,10 @@ few plans to many, so that success can be read against what it cost.
                   what the short level aims at until then, planning again every clip
     joint         as mixed, but both levels' plans are improved in turn: the jumps from where the
                   short steps lead, then the short steps with the jumps fixed behind them
-    leaps         jumps, then a leap over the clips that are left: no short step (see extend.py)
     oracle        flat, in the true simulator with true positions
 
-Mixed and joint are flat for the last five clips, top-down for the last nine, leaps for the last
-three: so at 25 frames the first three are flat, and not tried. Leaps need a run that extend.py
-trained on, and are tried with no other. A call is one sample that a predictor evaluates, whichever:
+Mixed and joint are flat for the last five clips, top-down for the last nine: so at 25 frames they
+are all flat, and not tried. A call is one sample that a predictor evaluates, whichever:
 P2 is the larger one, which the seconds show. Sixteen tasks are tried side by side, each with its own
 generator: seconds per task are those of a batch, and other batches would round otherwise.
 
@@ -46,7 +44,6 @@ import torch
 
 SETTINGS = ((12, 3), (12, 6), (25, 6), (50, 6))               # CEM: samples per image, iterations
 TOGETHER = 16                                   # tasks side by side
-CLOSE = 3                                       # clips before the goal from which leaps are flat
 
 
 def budget(config, samples, iterations):
@@ -116,13 +113,6 @@ class Levels:
         plan = self.search(self.chained(left % self.span), clip, plan)
         return plan[:, 0], plan[:, 1:]
 
-    def leaps(self, clip, left, plan):
-        if left <= CLOSE:
-            return self.flat(clip, left, plan)
-        plan = self.nothing(clip, left) if plan is None else plan
-        plan = self.search(self.chained(0), clip, plan)
-        return plan[:, 0], plan[:, 1:]
-
     def top_down(self, clip, left, memory):
         """memory: the forces of both levels' plans (B, left, A), the sub-goal (views B, D). What P2
         expects is a target z2, what P1 expects a target z1: they are compared as context z2."""
@@ -170,12 +160,11 @@ class Levels:
 
 
 PLANS = {"flat": Levels.flat, "flat, held": Levels.flat_held, "macro alone": Levels.macro_alone,
-         "mixed": Levels.mixed, "top-down": Levels.top_down, "joint": Levels.joint,
-         "leaps": Levels.leaps}
+         "mixed": Levels.mixed, "top-down": Levels.top_down, "joint": Levels.joint}
 PLANNERS = (*PLANS, "oracle")
-TWO_LEVELS = ("mixed", "top-down", "joint", "leaps")
+TWO_LEVELS = ("mixed", "top-down", "joint")
 COLOURS = dict(zip(PLANNERS, ("#2166ac", "#92c5de", "#999999", "#d6604d", "#b2182b", "#762a83",
-                              "#e08214", "#1b7837")))
+                              "#1b7837")))
 
 
 @torch.no_grad()
@@ -324,10 +313,7 @@ def measure(args, runs):
         if samples < 3 or iterations < 1:
             raise hjepa.Refusal(f"--setting {samples} {iterations}: give 3 samples or more, and 1 "
                                 "iteration or more")
-    extended = all(run.extended for run in runs)
-    if "leaps" in (args.only or ()) and not extended:
-        raise hjepa.Refusal("leaps need a run that figures/extend.py trained on: give its --to")
-    names = args.only or [name for name in PLANNERS if extended or name != "leaps"]
+    names = args.only or PLANNERS
     seed = config.validation_seed if args.validation else config.test_seed
     told = {"weights": fingerprint(runs), "n": args.tasks, "views": config.views,
             "tasks_of": "validation" if args.validation else "test", "precision": args.precision}
@@ -340,7 +326,7 @@ def measure(args, runs):
                                  config.hold, config.start_speed)
         met = tasks["contact"]
         for name in names:
-            if name in TWO_LEVELS and name != "leaps" and frames == event:
+            if name in TWO_LEVELS and frames == event:
                 continue
             for setting in settings:
                 if (name, frames, *setting) in kept:

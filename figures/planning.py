@@ -36,7 +36,6 @@ import common
 import hjepa
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 NAMES = ("zero", "random", "shuffled goal", "untrained", "oracle", "simulator + latent cost",
          "model + decoded cost", "macro open loop", "short open loop", "short replanned",
@@ -44,7 +43,6 @@ NAMES = ("zero", "random", "shuffled goal", "untrained", "oracle", "simulator + 
 NOT_LATER = ("shuffled goal", "untrained", "macro open loop")     # not tried beyond one macro-event
 PLAIN = ("zero", "random", "oracle")            # these do not look at the model: one run is enough
 SIMULATED = {"oracle": 20, "simulator + latent cost": 20}     # tasks side by side, else one by one
-ABSENT = 4.0                                    # as a force: no such clip. Twice the largest force
 COLOURS = dict(zip(NAMES[4:], ("#1b7837", "#1b7837", "#762a83", *4 * ["#2166ac"])))
 PAIRS = [("short replanned", other) for other in NAMES[:9]] + [("both levels", "short replanned")]
 
@@ -86,21 +84,15 @@ def fit_decoder(run, world, device, n=4096):
             return z.float() @ weight + offset
     return decode
 
-def leap(model, z2, forces, span):
-    """z2 (N, D), forces (N, k, A), k from 1 to span -> (N, D): P2 over k clips. The places of the
-    others are filled with ABSENT. Only a run that figures/extend.py trained on knows what it means."""
-    return model.jump(z2, F.pad(forces, (0, 0, 0, span - forces.shape[1]), value=ABSENT))
-
 def chain(model, z, plans, first, span):
     """z1 (N, D), or z2 if first is 0; plans (N, K, A) -> (N, D), like the deep target embedding of
-    the last clip: `first` short steps, lift, then jumps of `span` clips with a bridge between, the
-    last of them a leap if fewer clips than `span` are left."""
+    the last clip: `first` short steps, lift, then jumps of `span` clips with a bridge between."""
     if first:
         z = model.lift(model.rollout(z, plans[:, :first])[:, -1])
     *jumps, last = plans[:, first:].split(span, 1)
     for jump in jumps:
         z = model.bridge(model.jump(z, jump))
-    return leap(model, z, last, span)
+    return model.jump(z, last)
 
 def chained_cost(first, span):
     """-> make_cost for `hjepa.mirrored`: `first` short steps, then jumps to the goal.  See chain."""
