@@ -1045,8 +1045,8 @@ def canvas(rows, columns, width, height):
 
 def publish(args, name, figure, config, n, content):
     """Writes NAME.png, and NAME.json headed by what was run, where, on how much, after what."""
-    head = {"command": "python hjepa.py " + " ".join(args.argv), "device": device_name(args.device),
-            "torch": torch.__version__, "seeds": [config.seed], "n": n,
+    head = {"command": "python hjepa.py " + shlex.join(args.argv), "seeds": [config.seed], "n": n,
+            "device": device_name(args.device), "torch": torch.__version__,
             "epochs": read_checkpoint(args.run)["epoch"], "sequences": config.sequences}
     with atomic(args.out / f"{name}.png") as part:
         figure.savefig(part, format="png")

@@ -4,7 +4,7 @@
 #                                  ./reproduce.sh test     install what the tests need and run them
 # Makes .venv, installs requirements.txt, trains in runs/, writes figures/ (or figures/quick/) and the
 # report in it. Finished steps are skipped, an interrupted training goes on from its last epoch: just
-# call it again. The full run's weights take the place of figures/hjepa.pt.
+# call it again. The full run's weights take the place of figures/hjepa.pt and figures/far.pt.
 # PYTHON=python3.12 ./reproduce.sh   uses another interpreter (3.11 to 3.13).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -76,13 +76,23 @@ figure planning $py figures/planning.py --run "$run" --precision auto --frames $
 figure episode $py figures/episode.py --run "$run" --precision auto
 figure diagram $py figures/diagram.py --run "$run"
 if [ "$mode" = paper ]; then
-    [ -f runs/paper-far/last.pt ] || rm -f "$out/extend.json"
-    figure extend $py figures/extend.py --run "$run" --to runs/paper-far
-    run=runs/paper-far
-    figure hierarchy $py figures/hierarchy.py --run "$run" --precision auto
+    [ -f runs/far/last.pt ] || rm -f "$out/extend.json"
+    figure extend $py figures/extend.py --run "$run" --to runs/far
+    if [ runs/far/last.pt -nt figures/far.pt ]; then
+        say "packing the weights of the macro level trained on"
+        $py figures/ship.py --run runs/far --to figures/far.pt
+    fi
+    run=figures/far.pt
+    figure hierarchy $py figures/hierarchy.py --run "$run"
     say "training preset quick, which the ablations retrain nine times"
     $py hjepa.py train --preset quick --run runs/quick
     run=runs/quick
+    for seed in 1 2; do
+        say "training preset quick with seed $seed"
+        $py hjepa.py train --preset quick --seed $seed --run runs/quick-$seed
+    done
+    out=figures/seeds figure planning $py figures/planning.py --run "$run" --run "$run-1" --run "$run-2" \
+        --frames 25 --only oracle "macro open loop" "short open loop" "short replanned"
     figure ablation $py figures/ablation.py --run "$run" --precision auto
     install figures/requirements-speed.txt --no-deps || say "speed.py will skip what is not installed"
     figure speed $py figures/speed.py --run "$run" --precision auto

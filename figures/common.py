@@ -15,6 +15,7 @@ and reports each mean with interval(outcomes), and each difference with paired_i
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -48,7 +49,7 @@ def make_parser(name, doc, **numbers):
     return parser
 
 def further_steps(run):
-    """Steps that figures/extend.py has trained the predictors on."""
+    """Steps that figures/extend.py has trained the macro level on."""
     return run.extended["steps"] if run.extended else 0
 
 def open_runs(paths, device):
@@ -112,7 +113,7 @@ def interval_note(runs, draws=DRAWS):
 
 def head(args, runs, n):
     """What every JSON begins with: what was run, where, on which seeds, how much, after what."""
-    return {"command": f"python figures/{args.name}.py " + " ".join(args.argv),
+    return {"command": f"python figures/{args.name}.py " + shlex.join(args.argv),
             "device": hjepa.device_name(args.device), "precision": args.precision,
             "torch": torch.__version__, "seeds": [run.config.seed for run in runs], "n": n,
             "epochs": runs[0].epochs, "sequences": runs[0].config.sequences,

@@ -2,16 +2,18 @@
 
     python figures/extend.py --run runs/quick --to runs/quick-far
     python figures/hierarchy.py --run runs/quick-far               # what it is for
+    python figures/hierarchy.py --run figures/far.pt               # of the 300 epochs: it is here
 
 hjepa.py trains P2 for one jump of 25 frames, from an observed clip. A planner for goals at 75 frames
 applies it up to three times, each to what it has predicted itself, in worlds that forces have made
-faster than those of training; between whole jumps, it begins where short steps of P1 lead. Here P2
-and the two maps learn just that, on new worlds at each step. The encoders stay as they are: trained
-along, the deep target could make its task easy by dropping what cannot be foreseen so far, which
-VICReg does not notice. P1 stays as well, so that a planner with one level is the one that was
-shipped.
+faster than those of training. If the goal is not a whole number of jumps away, the first jump starts
+behind 1 to 4 short steps of P1. Here P2 and the two maps learn just that, on new worlds at each
+step. The encoders stay as they are: trained along, the deep target could make its task easy by
+dropping what cannot be foreseen so far, which VICReg does not notice. P1 stays as well, so that a
+planner with one level is the one that was shipped.
 
-Each step draws `first`, 1 to 4 short steps. Errors, all mean squares over a batch:
+Each step draws `first`, 1 to 4 short steps. Errors, all mean squares over a batch; t2 is the deep
+target embedding of a clip, z2' the deep context embedding of the same clip:
 
     jump      P2 from the observed clip on, a bridge between: against t2 of each jump's last clip
     mixed     the same from behind `first` short steps and a lift
@@ -19,15 +21,17 @@ Each step draws `first`, 1 to 4 short steps. Errors, all mean squares over a bat
     lift      of P1's prediction, against z2' there
 
 What is made small is the mean of their logarithms, the maps' by a quarter. In logarithms one percent
-less counts as much one clip ahead as fifteen; in a plain sum the far errors, fifty times as large
-and for the most part not to be foreseen, would spoil the near ones, which decide whether a goal is
-reached in the end. A quarter: z2' is harder to foretell than what a jump needs of it, which the
-jump behind a map teaches the map anyway.
+less counts as much behind one jump as behind three; in a plain sum the far errors, many times as
+large and for the most part not to be foreseen, would spoil the near ones, which decide whether a
+goal is reached in the end. A quarter: a map need not get all of z2' right, only what the next jump
+uses, and that jump's error trains the map as well. Of the planners of hierarchy.py `mixed` does just
+this; `top-down` and `joint` also lift behind five short steps, which is not trained here.
 
 The result is a checkpoint like any other with one entry more, `extended`; scripts of this folder
 write into their JSON that they were given one. An interrupted training goes on from its last
-hundred steps. extend.json and .png hold the errors on validation worlds, before and after, as
-shares of the variance of what is predicted: 1 is as bad as always to expect the mean.
+hundred steps. --precision is of the training and of the measuring. extend.json and .png hold the
+errors on validation worlds, before and after, as shares of the variance of what is predicted: 1 is
+as bad as always to expect the mean.
 """
 import io
 import math
@@ -41,6 +45,7 @@ import planning
 import torch
 
 EVENTS, BLOCK = 3, 100                          # macro-events; steps between two saves
+SAME = ("steps", "batch", "precision", "objective")     # a training with others is another one
 WARMUP = 100                                    # steps, to half of training's learning rate
 WEIGHTS = {"jump": 1.0, "mixed": 1.0, "bridge": 0.25, "lift": 0.25}
 TRAINED = ("macro.", "bridge.", "lift.")        # what of a model is not frozen
@@ -97,7 +102,7 @@ def unfinished_training(path, told, model, optimizer):
         half = torch.load(path, map_location="cpu", weights_only=True)
         theirs = half["told"]
         if not same_frozen(model.state_dict(), half["model"]) or any(
-                theirs[k] != told[k] for k in ("steps", "batch", "precision")):
+                theirs.get(k) != told[k] for k in SAME):
             raise ValueError("it is of another run, other --steps or another --precision")
         model.load_state_dict(half["model"])
         optimizer.load_state_dict(half["optimizer"])
@@ -108,15 +113,20 @@ def unfinished_training(path, told, model, optimizer):
     return theirs
 
 
+def beginning(config, args):
+    """What a training tells of itself before its first step."""
+    return {"of": str(args.run[0]), "steps": args.steps, "done": 0, "batch": config.batch,
+            "objective": WEIGHTS, "seconds": 0.0, "device": hjepa.device_name(args.device),
+            "precision": args.precision, "rows": []}
+
+
 def train(run, saved, out, args):
     """Run, its checkpoint, directory of the new one. Writes the new checkpoint -> its Run."""
     model, config, world = run.model, run.config, hjepa.build_world(run.config)
     for frozen in (model.context, model.target, model.short):
         frozen.requires_grad_(False)
     optimizer, unfinished = hjepa.make_optimizer(model, config, args.device), out / "extending.pt"
-    told = {"of": str(args.run[0]), "steps": args.steps, "done": 0, "batch": config.batch,
-            "seconds": 0.0, "device": hjepa.device_name(args.device),
-            "precision": args.precision, "rows": []}
+    told = beginning(config, args)
     if unfinished.exists():
         told = unfinished_training(unfinished, told, model, optimizer)
     model.train()
@@ -184,7 +194,8 @@ def draw(rows, hold):
             [row["clips"] * hold for row in mine], [row["error"] for row in mine],
             "o--" if when == "before" else "o-", ms=4, color=hjepa.COLOURS[int(name != "P1")],
             label=name if name == "P1" else f"{name}, {when}")
-    for ax, title in zip(axes[0], ("shallow: P1, rolled out (frozen)", "deep: short steps, lift, P2 chained")):
+    for ax, title in zip(axes[0], ("shallow: P1, rolled out (frozen)",
+                                   "deep: short steps, lift, P2 chained")):
         ax.set(title=title, xlabel="frames ahead", ylabel="squared error / variance", yscale="log")
         ax.grid(color="0.9")
         ax.legend(fontsize=8)
@@ -214,10 +225,11 @@ def measure(args, runs):
     with hjepa.locked(out):
         if done := (out / "last.pt").exists():
             far = hjepa.read_checkpoint(out)
-            if far.get("extended", {}).get("steps") != args.steps or far["config"] != saved[
-                    "config"] or not same_frozen(saved["model"], far["model"]):
-                raise hjepa.Refusal(f"{out} is of another run or of other --steps: give another "
-                                    "--to")
+            theirs, told = far.get("extended", {}), beginning(config, args)
+            if far["config"] != saved["config"] or not same_frozen(
+                    saved["model"], far["model"]) or any(theirs.get(k) != told[k] for k in SAME):
+                raise hjepa.Refusal(f"{out} is of another run, other --steps or another "
+                                    "--precision: give another --to")
         before = measured(run)
         after = measured(run._replace(model=hjepa.load(out, args.device)[0]) if done else
                          train(run, saved, out, args))
@@ -234,7 +246,7 @@ def measure(args, runs):
 
 
 if __name__ == "__main__":
-    parser = common.make_parser("extend", __doc__, steps=(6000, "training steps"),
+    parser = common.make_parser("extend", __doc__, steps=(4000, "training steps"),
                                 n=(1024, "validation worlds that the errors are measured on"))
     parser.add_argument("--to", type=Path, metavar="DIR",
                         help="directory of the new run (default: --run with -far behind)")

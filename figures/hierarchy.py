@@ -1,6 +1,7 @@
 """Do two levels plan farther than one, or with less?
 
-    python figures/hierarchy.py --run runs/paper                   # 25, 50 and 75 frames
+    python figures/hierarchy.py --run figures/far.pt               # 25, 50 and 75 frames
+    python figures/hierarchy.py --run figures/hjepa.pt             # before extend.py trained it on
     python figures/hierarchy.py --run runs/quick --frames 75 --tasks 60 --validation
 
 The tasks are those of planning.py. Every planner chooses one force per clip, sees the outcome and

@@ -239,6 +239,10 @@ def make_manifest(config, tasks, frames, index):
             "goal": tasks["goal"][:, -1].flatten(1).tolist(),
             "forces": tasks["forces"].flatten(1).tolist(), "contact": tasks["contact"].tolist()}
 
+def not_tried(frames, event):
+    """Rows that a horizon has not."""
+    return ("both levels",) if frames == event else NOT_LATER
+
 def measure(args, runs):
     config, rows, pairs, manifest = runs[0].config, [], [], []
     world, event = hjepa.build_world(config), config.steps * config.hold
@@ -250,6 +254,9 @@ def measure(args, runs):
     if args.tasks < 2:
         raise hjepa.Refusal("--tasks 1: a shuffled goal needs at least 2")
     chosen = [name for name in NAMES if not args.only or name in ("zero", *args.only)]
+    for name in args.only or ():
+        if all(name in not_tried(frames, event) for frames in horizons):
+            raise hjepa.Refusal(f"--only {name!r}: not tried at these --frames (see --help)")
     decoders = [fit_decoder(run, world, args.device) if "model + decoded cost" in chosen else None
                 for run in runs]
     for frames in horizons:
@@ -258,8 +265,8 @@ def measure(args, runs):
                                  hjepa.generator(config.test_seed, "tasks", index), config.hold,
                                  config.start_speed)
         manifest.append(make_manifest(config, tasks, frames, index))
-        met, skip = tasks["contact"], ("both levels",) if frames == event else NOT_LATER
-        for name in (name for name in chosen if name not in skip):
+        met = tasks["contact"]
+        for name in (name for name in chosen if name not in not_tried(frames, event)):
             tried[name] = try_row(name, runs, world, tasks, decoders, args)
             errors, zero = tried[name]["errors"], tried["zero"]["errors"]
             rows.append({"planner": name, "frames": frames, **columns(errors, zero),

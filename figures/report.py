@@ -602,7 +602,7 @@ trained on: {content['extended']['steps']:,} steps of
 {content['extended']['batch']} new worlds, {content['minutes']:.0f} minutes on {content['extended']['device']} with
 whatever else it was doing. Each step asks for jumps with a bridge between, once from the observed clip and once from
 behind 1 to {event - 1} short steps and a lift, as the planner *mixed* below will. Made small is the mean logarithm of the
-errors, so that the far ones do not spoil the near ones.
+errors, so that the far ones do not spoil the near ones; the maps' count a quarter.
 
 {table(['predictor', 'training on', *(f"{k} clip{'s' * (k > 1)}" for k in shown_at)], shown)}
 
@@ -820,7 +820,7 @@ of this run:
 
 
 def seeds(found):
-    content = found["quick/planning"]
+    content = found[EXTRA]
     named = {"zero": "zero force", "oracle": "oracle: true simulator, true positions",
              "macro open loop": "macro, one jump", "short open loop": "short, open loop",
              "short replanned": "short, replanned every clip"}
@@ -835,8 +835,8 @@ def seeds(found):
     many = len(content["seeds"])
     return f"""How much does another training differ? The preset `quick`, {content['epochs']} epochs, trained {many} times with
 other start weights, batches and training worlds, on the same {content['n']} test goals,
-{content['rows'][0]['frames']} frames ahead. The intervals of the last column draw seeds first and tasks within them.
-{many} seeds show a spread and do not measure it well.
+{content['rows'][0]['frames']} frames ahead. Where there are shares seed by seed, the intervals of the last column draw seeds first and tasks
+within them. {many} seeds show a spread and do not measure it well.
 
 {table(['planner', 'within 0.1', *(f'seed {seed}' for seed in content['seeds']), 'all'], rows)}
 {source(content)}"""
@@ -853,8 +853,8 @@ def readable(value):
 
 def limits(found):
     trained = {seed for name, content in found.items() if name != EXTRA for seed in content["seeds"]}
-    one_seed = "One training seed, but for the section on training seeds: how much another training of this length would\n" \
-               "  differ is not known."
+    short = ", but for the section *Other training seeds*" if EXTRA in found else ""
+    one_seed = f"One training seed{short}: how much another training of this length would differ is not\n  known."
     known = [
         "One micro-world, full state in the observation: what is shown here is a mechanism, not a method for pictures\n"
         "  or robots.",
@@ -882,7 +882,7 @@ def limits(found):
     return "".join(f"- {point}\n" for point in known)
 
 
-EXTRA = "quick/planning"                        # a shorter training, with several seeds
+EXTRA = "seeds/planning"                        # a shorter training, with several seeds
 CHAPTERS = (                                    # title, its sections: title, JSON file, function
     ("The system", (("", "curves", system), ("", "diagram", diagram))),
     ("The objective, and why each term", (("", "curves", objective),)),
@@ -896,7 +896,7 @@ CHAPTERS = (                                    # title, its sections: title, JS
                     ("Does it know what cannot happen?", "surprise", surprise))),
     ("Planning", (("Goals reached", "plan", plans), ("One episode", "episode", episode),
                   ("Does it reach goals because of the model?", "planning", planning),
-                  ("Another training, other worlds to learn from", EXTRA, seeds),
+                  ("Other training seeds", EXTRA, seeds),
                   ("The macro level, trained on", "extend", extended),
                   ("Two levels against one", "hierarchy", hierarchy))),
     ("Which part carries it?", (("", "ablation", ablation),)),
@@ -923,6 +923,13 @@ def count(text):
     return "\n".join(lines)
 
 
+def command(name):
+    """What writes NAME.json."""
+    if name == EXTRA:
+        return "figures/planning.py --run runs/quick --run runs/quick-1 --run runs/quick-2 --frames 25 --out figures/seeds"
+    return f"figures/{name}.py" if (HERE / f"{name}.py").exists() else f"hjepa.py {name}"
+
+
 def compose(found, blame):
     """JSON contents by name -> the report in Markdown. blame(name) is told whose section comes next."""
     body = []
@@ -934,11 +941,10 @@ def compose(found, blame):
             blame(name)
             body += [f"### {subtitle}\n"] * bool(subtitle) + [write_section(found).strip() + "\n"]
     blame(None)
-    missing = [name for name in ORDER if name not in found and name != EXTRA]
+    missing = [name for name in ORDER if name not in found]
     if missing:
         body.append("## Not run yet\n\n" + "\n".join(
-            f"- `python {'figures/' + name + '.py' if (HERE / f'{name}.py').exists() else 'hjepa.py ' + name}`"
-            for name in missing) + "\n")
+            f"- `python {command(name)}`" for name in missing) + "\n")
     body.append("## Limits\n\n" + limits(found))
     lengths = {tuple(content.get(k) for k in ("epochs", "sequences", "further_steps"))
                for name, content in found.items() if name != EXTRA}

@@ -1,4 +1,4 @@
-"""figures/extend.py: the predictors trained on, on a smoke model."""
+"""figures/extend.py: the macro level trained on, on a smoke model."""
 import json
 import math
 import shutil
@@ -147,6 +147,10 @@ def test_interrupted_and_gone_on_is_bitwise_the_unbroken_run(smoke, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "broken", 1)
     assert not (tmp_path / "broken" / "last.pt").exists()
+    for other in ({"steps": 6}, {"precision": "bf16"}):
+        with pytest.raises(hjepa.Refusal, match="another --precision"):
+            extend.train(common.open_runs([smoke], CPU)[0], saved, tmp_path / "broken",
+                         Namespace(**{"run": [smoke], "steps": 5, "device": CPU, "precision": "fp32", **other}))
     go(tmp_path / "broken")
     whole, broken = (hjepa.read_checkpoint(tmp_path / name) for name in ("whole", "broken"))
     assert same(whole["model"], broken["model"]) and whole["extended"]["done"] == 5
@@ -158,7 +162,7 @@ def test_what_cannot_be_is_refused_in_one_line(smoke, far, tmp_path):
     out, _ = far
     kept = (out / "far" / "last.pt").read_bytes()
     saved = hjepa.read_checkpoint(smoke)
-    saved["model"]["target.embed.weight"] += 1                            # another training
+    saved["model"]["short.leave.bias"] += 1                               # another training
     torch.save(saved, tmp_path / "other.pt")
     saved["config"]["epochs"] = 9
     torch.save(saved, tmp_path / "half.pt")
@@ -167,14 +171,16 @@ def test_what_cannot_be_is_refused_in_one_line(smoke, far, tmp_path):
         (tmp_path / name).mkdir()
         torch.save(content, tmp_path / name / "extending.pt")
     one = {**saved["config"], "epochs": 3, "steps": 1}
-    torch.save({**saved, "config": one, "model": hjepa.build(hjepa.Config(**one)).state_dict()},
-               tmp_path / "one.pt")
+    model = hjepa.build(hjepa.Config(**one))
+    torch.save({**saved, "config": one, "model": model.state_dict(), "optimizer": hjepa.make_optimizer(
+        model, hjepa.Config(**one), CPU).state_dict()}, tmp_path / "one.pt")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "extending.pt").touch()
     shutil.copytree(smoke, tmp_path / "copy")
     for flags, said in (
             (("--run", out / "far", "--to", tmp_path / "x"), "trained on already"),
             (("--run", smoke, "--to", out / "far", "--steps", 9), "other --steps"),
+            (("--run", smoke, "--to", out / "far", "--steps", 40, "--precision", "bf16"), "--precision"),
             (("--run", tmp_path / "other.pt", "--to", out / "far", "--steps", 40), "another run"),
             (("--run", tmp_path / "half.pt", "--to", tmp_path / "x"), "6 epochs to go"),
             (("--run", tmp_path / "other.pt"), "--to DIR is needed"),

@@ -130,6 +130,9 @@ def test_rows_can_be_chosen(smoke, tmp_path):
     content = json.loads((tmp_path / "planning.json").read_text())
     assert [row["planner"] for row in content["rows"]] == ["zero", "random", "macro open loop"]
     assert content["pairs"] == []
+    for frames, name in ((25, "both levels"), (50, "macro open loop")):
+        done = script("planning", "--run", smoke, "--tasks", 2, "--frames", frames, "--only", name)
+        assert done.returncode == 2 and "not tried" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_hidden_forces_reach_the_goal(small):

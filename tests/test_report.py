@@ -104,6 +104,8 @@ def shown(smoke, tmp_path_factory):
     for name in names:
         shutil.copy(FIGURES / f"{name}.json", folder)
     (folder / "hierarchy.json").write_text(json.dumps(LEVELS))
+    (folder / "seeds").mkdir()
+    shutil.copy(FIGURES / "seeds" / "planning.json", folder / "seeds")
     for i, name in enumerate([*names, "hierarchy"]):
         Image.new("RGB", (40 + i, 20), (10 * i, 80, 160)).save(folder / f"{name}.png")
     for name in ("diagram", "episode"):
@@ -169,7 +171,7 @@ def test_contents_lead_to_every_heading(seen):
 
 
 def test_every_section_is_there_and_counted(seen, shown):
-    found = {path.stem for path in shown.glob("*.json")}
+    found = {path.stem for path in shown.glob("*.json")} | {"seeds/planning"}
     wanted, chapter = [], 0
     for title, sections in report.CHAPTERS:
         there = [subtitle for subtitle, name, _ in sections if name in found]
@@ -225,6 +227,24 @@ def test_numbers_are_those_of_the_files(seen, html, shown):
         assert f"<code>{content(shown, name)['command']}</code>" in html
 
 
+def test_training_seeds_side_by_side(seen, shown, html, tmp_path):
+    """Shares seed by seed from the errors themselves; rows that ask no model have none."""
+    told = content(shown, "seeds/planning")
+    assert len(told["seeds"]) == 3
+    rows = rows_of(seen, "planner", "within 0.1")
+    assert len(rows) == 2 * len(told["rows"])
+    for r, mean, worst in zip(told["rows"], rows[::2], rows[1::2]):
+        gaps = np.array(r["errors"])
+        for shown_row, reached in ((mean, gaps.mean(-1) < 0.1), (worst, gaps.max(-1) < 0.1)):
+            each = [f"{100 * x:.1f} %" for x in reached.mean(-1)] if len(gaps) == 3 else ["", "", ""]
+            assert shown_row[2:5] == each
+            assert shown_row[5].startswith(f"{100 * reached.mean():.1f} % (")
+    assert "<em>Other training seeds</em>" in html
+    shutil.copy(shown / "curves.json", tmp_path)
+    assert write_report(tmp_path)[0] == 0
+    assert "Other training seeds" not in (tmp_path / "report.md").read_text()
+
+
 def test_what_the_composite_is_made_of_adds_up(seen):
     shares = [float(row[3].split()[0]) for row in rows_of(seen, "term", "value") if row[3]]
     assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.3)
@@ -249,7 +269,9 @@ def test_what_is_missing_is_named(shown, tmp_path):
     assert commands == [
         "figures/diagram.py", "hjepa.py diagnose", "hjepa.py probe", "figures/representation.py",
         "figures/dynamics.py", "figures/surprise.py", "hjepa.py plan", "figures/episode.py",
-        "figures/planning.py", "figures/extend.py", "figures/hierarchy.py", "figures/ablation.py",
+        "figures/planning.py",
+        "figures/planning.py --run runs/quick --run runs/quick-1 --run runs/quick-2 --frames 25 --out figures/seeds",
+        "figures/extend.py", "figures/hierarchy.py", "figures/ablation.py",
         "figures/speed.py"]
     assert "<strong>curves.png is missing" in (tmp_path / "report.html").read_text()
     numbers = re.findall(r"^## (\d+)\. ", text, re.M)

@@ -72,3 +72,14 @@ def test_what_is_shipped_is_whole():
         content = json.loads((ROOT / "figures" / f"{name}.json").read_text())
         assert content["command"].endswith("--run figures/hjepa.pt") or (
             "--run figures/hjepa.pt " in content["command"]), name
+
+
+def test_the_weights_trained_on_are_those_of_the_table_but_for_the_macro_level():
+    """figures/far.pt: encoders and P1 of figures/hjepa.pt, bit for bit."""
+    base, far = (hjepa.read_checkpoint(ROOT / "figures" / name) for name in ("hjepa.pt", "far.pt"))
+    told = json.loads((ROOT / "figures" / "extend.json").read_text())["extended"]
+    assert far["extended"]["steps"] == told["steps"] and far["config"] == base["config"]
+    assert (ROOT / "figures" / "far.pt").stat().st_size < 20e6
+    for name, weight in base["model"].items():
+        moved = name.startswith(("macro.", "bridge.", "lift."))
+        assert torch.equal(weight, far["model"][name]) != moved, name
