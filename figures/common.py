@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE.parent))
 import hjepa                                                              # noqa: E402
 
 DRAWS = 10_000                                  # resamples behind every interval
-# model in eval mode, on args.device; epochs trained so far; what figures/extend.py says, or None
+# model in eval mode, on args.device; epochs trained so far; what extend.py or refine.py tells, if any
 Run = namedtuple("Run", "model config epochs extended", defaults=[None])
 
 def make_parser(name, doc, **numbers):
@@ -49,7 +49,7 @@ def make_parser(name, doc, **numbers):
     return parser
 
 def further_steps(run):
-    """Steps that figures/extend.py has trained the macro level on."""
+    """Steps that figures/extend.py has trained the macro level on, or figures/refine.py all of it."""
     return run.extended["steps"] if run.extended else 0
 
 def open_runs(paths, device):
@@ -58,7 +58,8 @@ def open_runs(paths, device):
     for path in paths:
         model, config = hjepa.load(path, device)
         saved = hjepa.read_checkpoint(path)
-        runs.append(Run(model, config, saved["epoch"], saved.get("extended")))
+        more = saved.get("extended", saved.get("refined"))
+        runs.append(Run(model, config, saved["epoch"], more))
     free = ("seed", "device", "precision", "tasks")
     first, *others = ({**dataclasses.asdict(run.config), "epochs trained": run.epochs,
                        "further steps": further_steps(run)} for run in runs)
@@ -117,7 +118,9 @@ def head(args, runs, n):
             "device": hjepa.device_name(args.device), "precision": args.precision,
             "torch": torch.__version__, "seeds": [run.config.seed for run in runs], "n": n,
             "epochs": runs[0].epochs, "sequences": runs[0].config.sequences,
-            **({"further_steps": further_steps(runs[0])} if runs[0].extended else {}),
+            **({"further_steps": further_steps(runs[0]),
+                "further": runs[0].extended.get("what", "the macro level")}
+               if runs[0].extended else {}),
             "intervals": interval_note(runs)}
 
 def publish(args, runs, n, figure, content):
