@@ -4,7 +4,7 @@
 #                                  ./reproduce.sh test     install what the tests need and run them
 # Makes .venv, installs requirements.txt, trains in runs/, writes figures/ (or figures/quick/) and the
 # report in it. Finished steps are skipped, an interrupted training goes on from its last epoch: just
-# call it again. The full run's weights take the place of figures/hjepa.pt and figures/far.pt.
+# call it again. The full run's weights take the place of those in figures/: hjepa.pt, far.pt, refined.pt.
 # PYTHON=python3.12 ./reproduce.sh   uses another interpreter (3.11 to 3.13).
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -82,6 +82,21 @@ if [ "$mode" = paper ]; then
         say "packing the weights of the macro level trained on"
         $py figures/ship.py --run runs/far --to figures/far.pt
     fi
+    [ -f runs/refined/last.pt ] || rm -f "$out/refine.json"
+    figure refine $py figures/refine.py --run "$run" --to runs/refined
+    if [ runs/refined/last.pt -nt figures/refined.pt ]; then
+        say "packing the weights trained on with new worlds"
+        $py figures/ship.py --run runs/refined --to figures/refined.pt
+    fi
+    for when in before after; do
+        run=figures/hjepa.pt
+        [ $when = after ] && run=figures/refined.pt
+        out=figures/refined/$when figure planning $py figures/planning.py --run "$run" --frames 25 \
+            --only "macro open loop" "short open loop" "short replanned"
+        out=figures/refined/$when-500 figure planning $py figures/planning.py --run "$run" --frames 25 \
+            --only "macro open loop" --samples 500
+        out=figures/refined/$when figure surprise $py figures/surprise.py --run "$run"
+    done
     run=figures/far.pt
     figure hierarchy $py figures/hierarchy.py --run "$run"
     say "training preset quick, which the ablations retrain nine times"

@@ -4,6 +4,7 @@
     python figures/planning.py --run runs/quick --frames 25 --tasks 40
     python figures/planning.py --run runs/s0 --run runs/s1 --run runs/s2      # training seeds
     python figures/planning.py --run runs/quick --only oracle "short replanned"
+    python figures/planning.py --run runs/quick --frames 25 --only "macro open loop" --samples 500
 
 A task: a test world, its context clip, and the clip it shows some frames later under hidden random
 forces. A planner chooses forces; what counts is where the bodies are at the last frame. No planner
@@ -244,6 +245,9 @@ def not_tried(frames, event):
     return ("both levels",) if frames == event else NOT_LATER
 
 def measure(args, runs):
+    if args.samples is not None:
+        runs = [run._replace(config=dataclasses.replace(run.config, samples=args.samples))
+                for run in runs]
     config, rows, pairs, manifest = runs[0].config, [], [], []
     world, event = hjepa.build_world(config), config.steps * config.hold
     horizons = sorted(set(args.frames or [event, 2 * event, 3 * event]))
@@ -286,6 +290,7 @@ if __name__ == "__main__":
     parser = common.make_parser("planning", __doc__, tasks=(200, "test goals per horizon"))
     parser.add_argument("--frames", type=int, nargs="+",
                         help="horizons (default: 1, 2 and 3 macro-events: 25 50 75)")
+    parser.add_argument("--samples", type=int, help="plans per iteration (default: as in the run)")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="ROW",
                         help="rows to try beside zero (default: all)")
     sys.exit(common.main(parser, measure))

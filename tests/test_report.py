@@ -271,7 +271,7 @@ def test_what_is_missing_is_named(shown, tmp_path):
         "figures/dynamics.py", "figures/surprise.py", "hjepa.py plan", "figures/episode.py",
         "figures/planning.py",
         "figures/planning.py --run runs/quick --run runs/quick-1 --run runs/quick-2 --frames 25 --out figures/seeds",
-        "figures/extend.py", "figures/hierarchy.py", "figures/ablation.py",
+        "figures/refine.py", "figures/extend.py", "figures/hierarchy.py", "figures/ablation.py",
         "figures/speed.py"]
     assert "<strong>curves.png is missing" in (tmp_path / "report.html").read_text()
     numbers = re.findall(r"^## (\d+)\. ", text, re.M)
