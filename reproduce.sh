@@ -95,8 +95,8 @@ if [ "$mode" = paper ]; then
             --only "macro open loop" "short open loop" "short replanned"
         out=figures/refined/$when-500 figure planning $py figures/planning.py --run "$run" --frames 25 \
             --only "macro open loop" --samples 500
-        out=figures/refined/$when figure surprise $py figures/surprise.py --run "$run"
     done
+    out=figures/refined/after figure surprise $py figures/surprise.py --run "$run"
     run=figures/far.pt
     figure hierarchy $py figures/hierarchy.py --run "$run"
     say "training preset quick, which the ablations retrain nine times"

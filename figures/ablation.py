@@ -195,8 +195,8 @@ def measure(args, runs):
     names = ["full", *(args.only or [name for name in VARIANTS if name != "full"])]
     config = runs[0].config
     if runs[0].extended:
-        raise hjepa.Refusal(f"{paths[0]} was trained on by extend.py, the variants are not: give the "
-                            "run that it came from")
+        raise hjepa.Refusal(f"{paths[0]} was trained on, by extend.py or refine.py, the variants are "
+                            "not: give the run that it came from")
     tasks = hjepa.make_tasks(world_of("full", config), args.tasks, config.steps,
                              hjepa.generator(config.test_seed, "tasks"), config.hold,
                              config.start_speed)

@@ -52,6 +52,10 @@ def further_steps(run):
     """Steps that figures/extend.py has trained the macro level on, or figures/refine.py all of it."""
     return run.extended["steps"] if run.extended else 0
 
+def further_part(run):
+    """What of the run they have trained on, in words."""
+    return run.extended.get("what", "the macro level") if run.extended else ""
+
 def open_runs(paths, device):
     """Paths -> [Run]. Refusal unless the runs differ in their seeds and in nothing else."""
     runs = []
@@ -62,7 +66,8 @@ def open_runs(paths, device):
         runs.append(Run(model, config, saved["epoch"], more))
     free = ("seed", "device", "precision", "tasks")
     first, *others = ({**dataclasses.asdict(run.config), "epochs trained": run.epochs,
-                       "further steps": further_steps(run)} for run in runs)
+                       "further steps": further_steps(run),
+                       "what was trained on": further_part(run)} for run in runs)
     for path, other in zip(paths[1:], others):
         differ = [k for k in first if first[k] != other[k] and k not in free]
         if differ:
@@ -119,7 +124,7 @@ def head(args, runs, n):
             "torch": torch.__version__, "seeds": [run.config.seed for run in runs], "n": n,
             "epochs": runs[0].epochs, "sequences": runs[0].config.sequences,
             **({"further_steps": further_steps(runs[0]),
-                "further": runs[0].extended.get("what", "the macro level")}
+                "further": further_part(runs[0])}
                if runs[0].extended else {}),
             "intervals": interval_note(runs)}
 

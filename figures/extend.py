@@ -210,7 +210,7 @@ def measure(args, runs):
         raise hjepa.Refusal("--to DIR is needed: where the new run is to be kept")
     out = args.to or path.with_name(path.name + "-far")
     saved, config = hjepa.read_checkpoint(path), run.config
-    if "extended" in saved:
+    if run.extended:
         raise hjepa.Refusal(f"{path} has been trained on already: give the run that it came from")
     if config.steps < 2:
         raise hjepa.Refusal(f"{path} has macro-events of one clip: no short step fits before a jump")

@@ -89,8 +89,12 @@ def test_all_of_it_learns_and_the_table_says_from_where(smoke, run, refined):
     rows = {(r["name"], r["worlds"], r["when"]): r["error"] for r in told["rows"]}
     assert len(rows) == 18 and all(
         rows[name, "all", "after"] < rows[name, "all", "before"] for name, *_ in rows)
-    counts = {r["worlds"]: r["n"] for r in told["rows"]}
-    assert counts["all"] == 256 == counts["with a hit"] + counts["without"]
+    counts = {(r["name"], r["worlds"]): r["n"] for r in told["rows"]}
+    for name in ("P1, one clip", "P1, rolled out", "P2"):
+        assert counts[name, "all"] == 256 == counts[name, "with a hit"] + counts[name, "without"]
+    # one clip has fewer hits than five
+    assert 0 < 2 * counts["P1, one clip", "with a hit"] < counts["P2", "with a hit"]
+    assert counts["P2", "with a hit"] == counts["P1, rolled out", "with a hit"]
     assert told["refined"]["epochs"] == told["refined"]["done"] == 2 and told["refined"]["steps"] == 16
     assert [row["hits"] for row in told["refined"]["rows"]] == [0.5, 0.5]
     last = told["refined"]["rows"][-1]
@@ -99,6 +103,22 @@ def test_all_of_it_learns_and_the_table_says_from_where(smoke, run, refined):
     assert refined[1].count(" pred1 ") == 1     # one head above the epochs
     assert (refined[0] / "refine.png").read_bytes()[:4] == b"\x89PNG"
     assert not (refined[0] / "run" / "refining.pt").exists()
+
+
+def test_each_epoch_has_worlds_of_its_own_at_half_the_rate(smoke, tmp_path, monkeypatch):
+    seen = []
+
+    def train_epoch(model, optimizer, data, config, epoch, *rest, real=hjepa.train_epoch):
+        seen.append((data, config, epoch))
+        return real(model, optimizer, data, config, epoch, *rest)
+    monkeypatch.setattr(hjepa, "train_epoch", train_epoch)
+    done = here("figures/refine.py", "--run", smoke, "--to", tmp_path / "run", *SMALL, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (one, config, first), (two, _, second) = seen
+    assert (first, second, config.epochs) == (0, 1, 2)
+    assert config.lr == hjepa.read_checkpoint(smoke)["config"]["lr"] / 2
+    assert len(one[0]) == len(two[0]) == config.sequences
+    assert torch.cdist(one[0][:, 0].flatten(1), two[0][:, 0].flatten(1)).min() > 1e-3
 
 
 def test_the_same_command_measures_again_and_trains_no_more(smoke, refined):
@@ -118,13 +138,14 @@ def test_interrupted_and_gone_on_is_bitwise_the_unbroken_run(smoke, refined, tmp
         patch.setattr(extend, "save", save)     # refine.py takes it from there
         assert here("figures/refine.py", *flags).returncode == 130
     assert not (tmp_path / "run" / "last.pt").exists()
-    for other in (("--epochs", 3), ("--hits", 20), ("--precision", "bf16")):
+    for other in (("--epochs", 3), ("--hits", 20), ("--precision", "bf16"), ("--n", 128)):
         done = here("figures/refine.py", *flags, *other)
         assert done.returncode == 2 and "cannot be gone on from" in done.stderr
     done = here("figures/refine.py", *flags)
     assert done.returncode == 0 and done.stdout.count("0.500") == 1           # the second epoch alone
     whole, broken = (hjepa.read_checkpoint(path) for path in (refined[0] / "run", tmp_path / "run"))
     assert all(torch.equal(whole["model"][k], broken["model"][k]) for k in whole["model"])
+    assert len(whole["refined"]["rows"]) == 2 and whole["refined"]["rows"] == broken["refined"]["rows"]
 
 
 def test_what_cannot_be_is_refused_in_one_line(smoke, refined, tmp_path):
@@ -145,7 +166,9 @@ def test_what_cannot_be_is_refused_in_one_line(smoke, refined, tmp_path):
     for flags, said in (
             (("--run", refined[0] / "run", "--to", tmp_path / "x"), "trained on already"),
             (("--run", tmp_path / "far.pt", "--to", tmp_path / "x"), "trained on already"),
-            (("--run", smoke, *to, "--epochs", 3), "other --epochs"),
+            (("--run", smoke, *to, "--epochs", 3), "--epochs"),
+            (("--run", smoke, *to, *SMALL, "--n", 128), "--n"),
+            (("--run", smoke, "--to", tmp_path / "x", "--n", 1), "--n 1"),
             (("--run", smoke, *to, *SMALL, "--hits", 20), "--hits"),
             (("--run", smoke, *to, *SMALL, "--precision", "bf16"), "--precision"),
             (("--run", tmp_path / "other.pt", *to, *SMALL), "another run"),
@@ -160,6 +183,7 @@ def test_what_cannot_be_is_refused_in_one_line(smoke, refined, tmp_path):
         done = here("figures/refine.py", *flags, "--out", tmp_path)
         assert done.returncode == 2 and said in done.stderr, (flags, done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1
+    assert not list((tmp_path / "x").glob("*.pt"))
     assert kept == (refined[0] / "run" / "last.pt").read_bytes() and not (tmp_path / "refine.json").exists()
 
 
@@ -172,8 +196,9 @@ def test_other_scripts_take_the_result_and_say_so(refined, tmp_path):
     assert "all of it, on new worlds, trained on for 16 steps" in report.source(told)
     assert told["budget"]["samples"] == 12
     assert told["rows"][-1]["predictor_calls"] == 2 * (12 * 3 + 1)        # two images, the last mean
-    done = here("figures/ablation.py", "--run", refined[0] / "run", "--out", tmp_path)
-    assert done.returncode == 2 and "came from" in done.stderr
+    for name, *more in (("ablation",), ("extend", "--to", tmp_path / "x")):
+        done = here(f"figures/{name}.py", "--run", refined[0] / "run", *more, "--out", tmp_path)
+        assert done.returncode == 2 and "came from" in done.stderr
 
 
 @pytest.mark.parametrize("samples, said", [(0, "samples is 0"), (4, "elites must not be more")])
@@ -182,18 +207,20 @@ def test_samples_that_cannot_be(smoke, samples, said, tmp_path):
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
-def goals(errors, samples=100):
+def goals(errors, samples=100, planner="macro open loop", calls=1202.0):
     """A planning.json of one row: final errors of each task's bodies."""
     gaps = torch.tensor(errors)[None]
-    row = {"planner": "macro open loop", "frames": 25, "errors": gaps.tolist(), "contact": {"n": 0},
-           "no contact": {}}
+    row = {"planner": planner, "frames": 25, "errors": gaps.tolist(), "predictor_calls": calls}
     for key, reached in (("mean_body", gaps.mean(-1) < 0.1), ("success", gaps.amax(-1) < 0.1),
                          ("strict", gaps.amax(-1) < 0.05)):
         row[key], row[key + "_ci"] = reached.float().mean().item(), [0.25, 0.75]
-    row["contact"] = row["no contact"] = {k: row[k] for k in ("mean_body", "success", "strict")}
+    row["contact"], row["no contact"] = {k: row[k] for k in ("mean_body", "success", "strict")}, {"n": 0}
     return {"rows": [row], "budget": {"samples": samples}, "seeds": [0], "n": len(errors), "epochs": 3,
             "command": f"python figures/planning.py --samples {samples}", "sequences": 9, "device": "cpu",
-            "torch": "2"}
+            "torch": "2", "precision": "fp32", "manifest": [{"goal": len(errors)}]}
+
+
+OLD, NEW = [[0.01] * 3, [0.2] * 3, [0.3] * 3, [0.06] * 3], [[0.01] * 3, [0.07] * 3, [0.3] * 3, [0.04] * 3]
 
 
 def test_its_part_of_the_report(refined):
@@ -201,14 +228,35 @@ def test_its_part_of_the_report(refined):
     text = report.refined({"refine": told})
     for row in told["rows"]:
         assert f"{row['error']:.4f} (" in text
-    assert "for 2 epochs" in text and "so that 50 % have a hit" in text and "On test goals" not in text
-    old, new = goals([[0.01] * 3, [0.2] * 3, [0.3] * 3, [0.06] * 3]), goals([[0.01] * 3, [0.07] * 3, [0.3] * 3, [0.04] * 3])
-    text = report.refined({"refine": told, "refined/before/planning": old, "refined/after/planning": new})
-    assert "| macro open loop | 100 | mean body | 50.0 % (25.0 to 75.0) | 75.0 % (25.0 to 75.0) | +25.0 (" in text
+    assert "for 2 epochs" in text and "picked: 50.0 % have a hit" in text and "On test goals" not in text
+    before, after = "refined/before/planning", "refined/after/planning"
+    text = report.refined({"refine": told, before: goals(OLD), after: goals(NEW)})
+    assert ("| macro open loop | 100 | mean body within 0.1 | 50.0 % (25.0 to 75.0) | 75.0 % (25.0 to 75.0) | +25.0 ("
+            in text)
     assert "| worst body within 0.05 | 25.0 % (25.0 to 75.0) | 50.0 % (25.0 to 75.0) | +25.0 (" in text
-    assert "Does it know better" not in text
+    assert "| 25.0 %, 50.0 % |  |" in text and "Does it know better" not in text and "predictor calls" not in text
 
 
-def test_files_of_one_weight_alone_are_not_compared(refined):
-    found = {"refine": content(refined), "refined/after/planning": goals([[0.01] * 3])}
+def test_all_that_can_stand_in_its_part_of_the_report(refined):
+    short = goals(NEW, planner="short open loop", calls=6010.0)["rows"]
+    base = goals(NEW)
+    base["rows"] += short
+    surprise = json.loads((ROOT / "figures" / "surprise.json").read_text())
+    better = json.loads(json.dumps(surprise))
+    for row in better["rows"]:
+        row["share"] = 0.4321
+    found = {"refine": content(refined), "surprise": surprise, "refined/after/surprise": better,
+             "refined/before/planning": goals(OLD), "refined/after/planning": base,
+             "refined/before-500/planning": goals(OLD, 345), "refined/after-500/planning": goals(NEW, 345)}
+    assert {*report.REFINED} <= {*found}
+    text = report.refined(found)
+    assert "One jump makes 1,202 predictor calls" in text and "6,010; so a jump with 345 samples instead of 100" in text
+    assert "| macro open loop | 345 | worst body within 0.1 | 50.0 %" in text
+    assert text.count("43.2 %") == 8            # six rules, all of them, the control
+
+
+@pytest.mark.parametrize("other", [goals(OLD[:3]), goals(OLD, samples=500), None])
+def test_files_of_other_goals_or_budgets_are_not_compared(refined, other):
+    found = {"refine": content(refined), "refined/after/planning": goals(NEW), "refined/before/planning": other}
+    found = {name: told for name, told in found.items() if told}
     assert "On test goals" not in report.refined(found)
