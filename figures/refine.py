@@ -20,7 +20,8 @@ write into their JSON that they were given one. An interrupted training goes on 
 refine.json and .png hold, on validation worlds, the errors before and after, with and without a hit
 on the way to what is predicted, as shares of the variance: 1 is as bad as always to expect the mean.
 The encoders move, so each error is in an embedding of its own, and one that falls may only have
-become easier; the goals reached, which are there too, are in the same world before and after.
+become easier; the goals reached, which are there too, are in the same world before and after. That
+difference matters: see what README and the report say came of it.
 """
 import dataclasses
 import hashlib

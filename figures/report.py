@@ -659,6 +659,16 @@ def refined_goals(found):
         return ""
     (_, first), *more = pairs
     jump, path = (one(first["rows"], planner=f"{who} open loop") for who in ("macro", "short"))
+    said = []
+    for planner, name in (("macro open loop", "P2"), ("short open loop", "P1, rolled out")):
+        old, new = (one(content["rows"], planner=planner) for content in pairs[0])
+        fell = [one(found["refine"]["rows"], name=name, worlds="all", when=when) for when in ("before", "after")]
+        if old and new and all(fell) and fell[1]["error"] < fell[0]["error"] and new["success"] < old["success"]:
+            said.append(f"""
+The error of {name.split(',')[0]} falls from {fell[0]['error']:.4f} to {fell[1]['error']:.4f} of the variance, and *{planner}* reaches fewer goals by the
+worst body, {percent(new['success'])} instead of {percent(old['success'])}. Why is not settled; neither the losses nor variance and covariance
+tell, goals do.
+""")
     why = "" if not (more and jump and path) else f"""
 One jump makes {jump['predictor_calls']:,.0f} predictor calls a plan, the short predictor rolled out
 {path['predictor_calls']:,.0f}; so a jump with {more[0][1]['budget']['samples']} samples instead of {first['budget']['samples']} is tried as well."""
@@ -666,7 +676,7 @@ One jump makes {jump['predictor_calls']:,.0f} predictor calls a plan, the short 
 
 {table(['planner', 'samples', 'goal reached', 'before', 'after', 'difference',
         'with a hit on the hidden way: before, after', 'without'], [row for pair in pairs for row in same_goals(*pair)])}
-{"".join(source(content) for pair in pairs for content in pair)}"""
+{"".join(said)}{"".join(source(content) for pair in pairs for content in pair)}"""
 
 
 def refined(found):

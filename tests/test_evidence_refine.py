@@ -255,6 +255,14 @@ def test_all_that_can_stand_in_its_part_of_the_report(refined):
     assert text.count("43.2 %") == 8            # six rules, all of them, the control
 
 
+@pytest.mark.parametrize("old, new, said", [(OLD, NEW, False), (NEW, OLD, True)])
+def test_a_falling_error_that_is_no_better_plan_is_said(refined, old, new, said):
+    found = {"refine": content(refined), "refined/before/planning": goals(old), "refined/after/planning": goals(new)}
+    text = report.refined(found)
+    assert ("The error of P2 falls from" in text) == said and "The error of P1" not in text
+    assert ("reaches fewer goals by the\nworst body, 50.0 % instead of 75.0 %" in text) == said
+
+
 @pytest.mark.parametrize("other", [goals(OLD[:3]), goals(OLD, samples=500), None])
 def test_files_of_other_goals_or_budgets_are_not_compared(refined, other):
     found = {"refine": content(refined), "refined/after/planning": goals(NEW), "refined/before/planning": other}

@@ -83,3 +83,17 @@ def test_the_weights_trained_on_are_those_of_the_table_but_for_the_macro_level()
     for name, weight in base["model"].items():
         moved = name.startswith(("macro.", "bridge.", "lift."))
         assert torch.equal(weight, far["model"][name]) != moved, name
+
+
+def test_the_weights_trained_on_with_new_worlds_are_those_of_their_table():
+    """figures/refined.pt: of figures/hjepa.pt, every weight moved."""
+    base, new = (hjepa.read_checkpoint(ROOT / "figures" / name) for name in ("hjepa.pt", "refined.pt"))
+    told = json.loads((ROOT / "figures" / "refine.json").read_text())["refined"]
+    assert new["refined"]["steps"] == told["steps"] and new["config"] == base["config"]
+    assert new["refined"]["rows"][-1]["P2"] == pytest.approx(told["rows"][-1]["P2"], rel=1e-4)
+    assert (ROOT / "figures" / "refined.pt").stat().st_size < 20e6
+    assert not [name for name, weight in base["model"].items() if torch.equal(weight, new["model"][name])]
+    for name, weights in (("before", "hjepa"), ("after", "refined")):
+        for folder in (name, name + "-500"):
+            content = json.loads((ROOT / "figures" / "refined" / folder / "planning.json").read_text())
+            assert f"--run figures/{weights}.pt " in content["command"]
