@@ -14,6 +14,7 @@ and reports each mean with interval(outcomes), and each difference with paired_i
 """
 import argparse
 import dataclasses
+import io
 import os
 import shlex
 import sys
@@ -77,6 +78,50 @@ def open_runs(paths, device):
         raise hjepa.Refusal("two runs have the same seed: give each --run once")
     return runs
 
+def run_to_train_on(args, runs, suffix):
+    """For a script that trains a run on -> the one Run, its checkpoint, the directory of the new one:
+    --to, or that of the run with `suffix` behind. Refusal of what is not one whole training."""
+    if len(runs) > 1:
+        raise hjepa.Refusal("one --run at a time: each is trained on by itself")
+    run, path = runs[0], args.run[0]
+    if not args.to and not path.is_dir():
+        raise hjepa.Refusal("--to DIR is needed: where the new run is to be kept")
+    if run.extended:
+        raise hjepa.Refusal(f"{path} has been trained on already: give the run that it came from")
+    if run.epochs < run.config.epochs:
+        left = run.config.epochs - run.epochs
+        raise hjepa.Refusal(f"{path} has {left} epochs to go: train it to the end first")
+    return run, hjepa.read_checkpoint(path), args.to or path.with_name(path.name + suffix)
+
+def save(path, content):
+    """Whole or not at all."""
+    whole = io.BytesIO()                        # on a full disk torch.save raises no OSError
+    torch.save(content, whole)
+    with hjepa.atomic(path) as part:
+        part.write_bytes(whole.getbuffer())
+
+def go_on(path, model, optimizer, fits, otherwise):
+    """Goes on from the unfinished training in the file at `path`, which save({"told": dict, "model",
+    "optimizer"}) wrote: fills model and optimizer. -> what it tells. Refusal if it is damaged, or
+    not fits(its content); `otherwise` says what it may be then."""
+    try:
+        half = torch.load(path, map_location="cpu", weights_only=True)
+        if not fits(half):
+            raise ValueError(f"it is of {otherwise}")
+        model.load_state_dict(half["model"])
+        optimizer.load_state_dict(half["optimizer"])
+    except Exception as e:                      # torch.load has a dozen ways to say the same thing
+        why = (str(e).splitlines() or [""])[0][:80] or type(e).__name__
+        raise hjepa.Refusal(f"{path} cannot be gone on from ({why}): move it away, or give another "
+                            "--to") from None
+    return half["told"]
+
+def keep(out, saved, run, **told):
+    """The run trained on, as a checkpoint in `out`: what it came from, new weights, `told`."""
+    fresh = hjepa.make_optimizer(run.model, run.config, torch.device("cpu")).state_dict()
+    save(out / "last.pt", {**saved, "model": run.model.state_dict(),      # the old moments are of
+                           "optimizer": fresh, **told})                   # other weights
+
 def resampled_means(outcomes):
     """Outcomes (seeds, tasks) or (tasks,) -> (DRAWS,) means, each over resampled seeds and tasks.
 
@@ -123,8 +168,7 @@ def head(args, runs, n):
             "device": hjepa.device_name(args.device), "precision": args.precision,
             "torch": torch.__version__, "seeds": [run.config.seed for run in runs], "n": n,
             "epochs": runs[0].epochs, "sequences": runs[0].config.sequences,
-            **({"further_steps": further_steps(runs[0]),
-                "further": further_part(runs[0])}
+            **({"further_steps": further_steps(runs[0]), "further": further_part(runs[0])}
                if runs[0].extended else {}),
             "intervals": interval_note(runs)}
 

@@ -33,7 +33,6 @@ hundred steps. --precision is of the training and of the measuring. extend.json 
 errors on validation worlds, before and after, as shares of the variance of what is predicted: 1 is
 as bad as always to expect the mean.
 """
-import io
 import math
 import sys
 import time
@@ -46,6 +45,7 @@ import torch
 
 EVENTS, BLOCK = 3, 100                          # macro-events; steps between two saves
 SAME = ("steps", "batch", "precision", "objective")     # a training with others is another one
+OTHERWISE = "another run, other --steps or another --precision"
 WARMUP = 100                                    # steps, to half of training's learning rate
 WEIGHTS = {"jump": 1.0, "mixed": 1.0, "bridge": 0.25, "lift": 0.25}
 TRAINED = ("macro.", "bridge.", "lift.")        # what of a model is not frozen
@@ -82,35 +82,15 @@ def draw_worlds(world, config, n, gen, device):
     return world.observe(states), forces
 
 
-def save(path, content):
-    """Whole or not at all."""
-    whole = io.BytesIO()                        # on a full disk torch.save raises no OSError
-    torch.save(content, whole)
-    with hjepa.atomic(path) as part:
-        part.write_bytes(whole.getbuffer())
-
-
 def same_frozen(a, b):
     """Two state dicts of models: is what is not trained here the same in both?"""
     return all(torch.equal(a[k].cpu().float(), b[k].cpu().float()) for k in a
                if not k.startswith(TRAINED))
 
 
-def unfinished_training(path, told, model, optimizer):
-    """Goes on from the file at `path`: fills model and optimizer. -> what it tells."""
-    try:
-        half = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = half["told"]
-        if not same_frozen(model.state_dict(), half["model"]) or any(
-                theirs.get(k) != told[k] for k in SAME):
-            raise ValueError("it is of another run, other --steps or another --precision")
-        model.load_state_dict(half["model"])
-        optimizer.load_state_dict(half["optimizer"])
-    except Exception as e:                      # torch.load has a dozen ways to say the same thing
-        why = (str(e).splitlines() or [""])[0][:80] or type(e).__name__
-        raise hjepa.Refusal(f"{path} cannot be gone on from ({why}): move it away, or give another "
-                            "--to") from None
-    return theirs
+def same_training(weights, theirs, told, they_tell):
+    """Two state dicts, what their trainings tell: is it one training, of one run?"""
+    return same_frozen(weights, theirs) and all(they_tell.get(k) == told[k] for k in SAME)
 
 
 def beginning(config, args):
@@ -128,7 +108,8 @@ def train(run, saved, out, args):
     optimizer, unfinished = hjepa.make_optimizer(model, config, args.device), out / "extending.pt"
     told = beginning(config, args)
     if unfinished.exists():
-        told = unfinished_training(unfinished, told, model, optimizer)
+        told = common.go_on(unfinished, model, optimizer, lambda half: same_training(
+            model.state_dict(), half["model"], told, half["told"]), OTHERWISE)
     model.train()
     while told["done"] < args.steps:
         done, start, seen = told["done"], time.perf_counter(), {}
@@ -157,11 +138,9 @@ def train(run, saved, out, args):
         told["rows"].append({"step": until, **means})
         print(f"{until:6d}", *(f"{name} {value:.4f}" for name, value in means.items()),
               f"{time.perf_counter() - start:.0f} s", flush=True)
-        save(unfinished, {"told": told, "model": model.state_dict(),
-                          "optimizer": optimizer.state_dict()})
-    fresh = hjepa.make_optimizer(model, config, args.device).state_dict()  # the old moments are of
-    save(out / "last.pt", {**saved, "model": model.state_dict(),          # other weights
-                           "optimizer": fresh, "extended": told})
+        common.save(unfinished, {"told": told, "model": model.state_dict(),
+                                 "optimizer": optimizer.state_dict()})
+    common.keep(out, saved, run, extended=told)
     return run._replace(model=model.eval())
 
 
@@ -203,20 +182,11 @@ def draw(rows, hold):
 
 
 def measure(args, runs):
-    if len(runs) > 1:
-        raise hjepa.Refusal("one --run at a time: each is trained on by itself")
-    run, path = runs[0], args.run[0]
-    if not args.to and not path.is_dir():
-        raise hjepa.Refusal("--to DIR is needed: where the new run is to be kept")
-    out = args.to or path.with_name(path.name + "-far")
-    saved, config = hjepa.read_checkpoint(path), run.config
-    if run.extended:
-        raise hjepa.Refusal(f"{path} has been trained on already: give the run that it came from")
+    run, saved, out = common.run_to_train_on(args, runs, "-far")
+    config = run.config
     if config.steps < 2:
-        raise hjepa.Refusal(f"{path} has macro-events of one clip: no short step fits before a jump")
-    if saved["epoch"] < config.epochs:
-        left = config.epochs - saved["epoch"]
-        raise hjepa.Refusal(f"{path} has {left} epochs to go: train it to the end first")
+        raise hjepa.Refusal(f"{args.run[0]} has macro-events of one clip: no short step fits before "
+                            "a jump")
     def measured(run):
         obs, forces = draw_worlds(hjepa.build_world(config), config, args.n,
                                   hjepa.generator(config.validation_seed, "extend"), args.device)
@@ -225,11 +195,9 @@ def measure(args, runs):
     with hjepa.locked(out):
         if done := (out / "last.pt").exists():
             far = hjepa.read_checkpoint(out)
-            theirs, told = far.get("extended", {}), beginning(config, args)
-            if far["config"] != saved["config"] or not same_frozen(
-                    saved["model"], far["model"]) or any(theirs.get(k) != told[k] for k in SAME):
-                raise hjepa.Refusal(f"{out} is of another run, other --steps or another "
-                                    "--precision: give another --to")
+            if far["config"] != saved["config"] or not same_training(
+                    saved["model"], far["model"], beginning(config, args), far.get("extended", {})):
+                raise hjepa.Refusal(f"{out} is of {OTHERWISE}: give another --to")
         before = measured(run)
         after = measured(run._replace(model=hjepa.load(out, args.device)[0]) if done else
                          train(run, saved, out, args))

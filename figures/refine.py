@@ -32,9 +32,9 @@ from pathlib import Path
 import common
 import hjepa
 import torch
-from extend import save
 
 SAME = ("epochs", "hits", "precision", "start", "n")    # a training with others is another one
+OTHERWISE = "another run, --epochs, --hits, --precision or --n"
 POOL = 3                                        # sequences drawn for each that is picked
 
 
@@ -57,28 +57,17 @@ def digest(model):
     return hashlib.sha256(parts).hexdigest()[:16]
 
 
-def unfinished_training(path, told, model, optimizer):
-    """Goes on from the file at `path`: fills model and optimizer. -> what it tells."""
-    try:
-        half = torch.load(path, map_location="cpu", weights_only=True)
-        theirs = half["told"]
-        if any(theirs.get(k) != told[k] for k in SAME):
-            raise ValueError("it is of another run, --epochs, --hits, --precision or --n")
-        model.load_state_dict(half["model"])
-        optimizer.load_state_dict(half["optimizer"])
-    except Exception as e:                      # torch.load has a dozen ways to say the same thing
-        why = (str(e).splitlines() or [""])[0][:80] or type(e).__name__
-        raise hjepa.Refusal(f"{path} cannot be gone on from ({why}): move it away, or give another "
-                            "--to") from None
-    return theirs
+def same_training(told, theirs):
+    """What two trainings tell: are they one, of one run?"""
+    return all(theirs.get(k) == told[k] for k in SAME)
 
 
 def beginning(run, args):
     """What a training tells of itself before its first step."""
     return {"of": str(args.run[0]), "what": "all of it, on new worlds,", "epochs": args.epochs,
             "steps": args.epochs * (run.config.sequences // run.config.batch), "hits": args.hits,
-            "start": digest(run.model), "n": args.n, "done": 0, "seconds": 0.0, "precision": args.precision,
-            "device": hjepa.device_name(args.device), "rows": []}
+            "start": digest(run.model), "n": args.n, "done": 0, "seconds": 0.0,
+            "precision": args.precision, "device": hjepa.device_name(args.device), "rows": []}
 
 
 def train(run, saved, out, told, args, watched):
@@ -88,7 +77,8 @@ def train(run, saved, out, told, args, watched):
     config = dataclasses.replace(run.config, epochs=args.epochs, lr=run.config.lr / 2)
     optimizer, unfinished = hjepa.make_optimizer(model, config, args.device), out / "refining.pt"
     if unfinished.exists():
-        told = unfinished_training(unfinished, told, model, optimizer)
+        told = common.go_on(unfinished, model, optimizer,
+                            lambda half: same_training(told, half["told"]), OTHERWISE)
     first = told["done"]
     for epoch in range(first, args.epochs):
         start, gen = time.perf_counter(), hjepa.generator(config.seed, "refine", epoch)
@@ -100,11 +90,9 @@ def train(run, saved, out, told, args, watched):
         hjepa.print_row(row, head=epoch == first)
         told["rows"].append(row)
         told["done"], told["seconds"] = epoch + 1, told["seconds"] + time.perf_counter() - start
-        save(unfinished, {"told": told, "model": model.state_dict(),
-                          "optimizer": optimizer.state_dict()})
-    fresh = hjepa.make_optimizer(model, config, args.device).state_dict()  # the old moments are of
-    save(out / "last.pt", {**saved, "model": model.state_dict(),          # other weights
-                           "optimizer": fresh, "refined": told})
+        common.save(unfinished, {"told": told, "model": model.state_dict(),
+                                 "optimizer": optimizer.state_dict()})
+    common.keep(out, saved, run, refined=told)
 
 
 @torch.no_grad()
@@ -153,20 +141,10 @@ def draw(rows, course):
 
 
 def measure(args, runs):
-    if len(runs) > 1:
-        raise hjepa.Refusal("one --run at a time: each is trained on by itself")
+    run, saved, out = common.run_to_train_on(args, runs, "-refined")
+    config = run.config
     if args.hits > 100:
         raise hjepa.Refusal(f"--hits is {args.hits}: give a percentage, 1 to 100")
-    run, path = runs[0], args.run[0]
-    if not args.to and not path.is_dir():
-        raise hjepa.Refusal("--to DIR is needed: where the new run is to be kept")
-    out = args.to or path.with_name(path.name + "-refined")
-    saved, config = hjepa.read_checkpoint(path), run.config
-    if run.extended:
-        raise hjepa.Refusal(f"{path} has been trained on already: give the run that it came from")
-    if saved["epoch"] < config.epochs:
-        left = config.epochs - saved["epoch"]
-        raise hjepa.Refusal(f"{path} has {left} epochs to go: train it to the end first")
     if args.n < 2:
         raise hjepa.Refusal("--n 1: a variance needs at least 2 worlds")
     world = hjepa.build_world(config)
@@ -205,15 +183,13 @@ def measure(args, runs):
     told = beginning(run, args)
     with hjepa.locked(out):
         if done := (out / "last.pt").exists():
-            theirs = hjepa.read_checkpoint(out).get("refined", {})
-            if any(theirs.get(k) != told[k] for k in SAME):
-                raise hjepa.Refusal(f"{out} is of another run, --epochs, --hits, --precision or "
-                                    "--n: give another --to")
+            if not same_training(told, hjepa.read_checkpoint(out).get("refined", {})):
+                raise hjepa.Refusal(f"{out} is of {OTHERWISE}: give another --to")
         if not done:
             train(run, saved, out, told, args, watched)
         (out / "refining.pt").unlink(missing_ok=True)
         before, after = (measured(hjepa.load(where, args.device)[0], when)
-                         for where, when in ((path, "before"), (out, "after")))
+                         for where, when in ((args.run[0], "before"), (out, "after")))
         there = hjepa.read_checkpoint(out)["refined"]
     rows, plans = (old + new for old, new in zip(before, after))
     return draw(rows, there["rows"]), args.n, {

@@ -989,6 +989,8 @@ def limits(found):
 
 
 EXTRA = "seeds/planning"                        # a shorter training, with several seeds
+BESIDE = {**REFINED, EXTRA: "figures/planning.py --run runs/quick --run runs/quick-1 --run runs/quick-2 --frames 25 "
+                            "--out figures/seeds"}          # files that are not of this very folder: their commands
 CHAPTERS = (                                    # title, its sections: title, JSON file, function
     ("The system", (("", "curves", system), ("", "diagram", diagram))),
     ("The objective, and why each term", (("", "curves", objective),)),
@@ -1032,10 +1034,8 @@ def count(text):
 
 def command(name):
     """What writes NAME.json."""
-    if name in REFINED:
-        return REFINED[name]
-    if name == EXTRA:
-        return "figures/planning.py --run runs/quick --run runs/quick-1 --run runs/quick-2 --frames 25 --out figures/seeds"
+    if name in BESIDE:
+        return BESIDE[name]
     return f"figures/{name}.py" if (HERE / f"{name}.py").exists() else f"hjepa.py {name}"
 
 

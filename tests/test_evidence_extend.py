@@ -133,13 +133,13 @@ def test_interrupted_and_gone_on_is_bitwise_the_unbroken_run(smoke, tmp_path, mo
         out.mkdir(exist_ok=True)
         saves = []
 
-        def save(path, content, real=extend.save):
+        def save(path, content, real=common.save):
             real(path, content)
             saves.append(path)
             if len(saves) == stop_after:
                 raise KeyboardInterrupt
         with monkeypatch.context() as patch:
-            patch.setattr(extend, "save", save)
+            patch.setattr(common, "save", save)
             return extend.train(common.open_runs([smoke], CPU)[0], saved, out,
                                 Namespace(run=[smoke], steps=5, device=CPU,
                                           precision="fp32"))

@@ -12,7 +12,6 @@ from conftest import here
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "figures"))
 import common                                                             # noqa: E402
-import extend                                                             # noqa: E402
 import hjepa                                                              # noqa: E402
 import refine                                                             # noqa: E402
 import report                                                             # noqa: E402
@@ -130,12 +129,12 @@ def test_the_same_command_measures_again_and_trains_no_more(smoke, refined):
 
 
 def test_interrupted_and_gone_on_is_bitwise_the_unbroken_run(smoke, refined, tmp_path, monkeypatch):
-    def save(path, content, real=extend.save):
+    def save(path, content, real=common.save):
         real(path, content)
         raise KeyboardInterrupt
     flags = "--run", smoke, "--to", tmp_path / "run", *SMALL, "--out", tmp_path
     with monkeypatch.context() as patch:
-        patch.setattr(extend, "save", save)     # refine.py takes it from there
+        patch.setattr(common, "save", save)
         assert here("figures/refine.py", *flags).returncode == 130
     assert not (tmp_path / "run" / "last.pt").exists()
     for other in (("--epochs", 3), ("--hits", 20), ("--precision", "bf16"), ("--n", 128)):
