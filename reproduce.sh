@@ -76,6 +76,7 @@ figure planning $py figures/planning.py --run "$run" --precision auto --frames $
 figure episode $py figures/episode.py --run "$run" --precision auto
 figure diagram $py figures/diagram.py --run "$run"
 if [ "$mode" = paper ]; then
+    figure search $py figures/search.py --run "$run"
     [ -f runs/far/last.pt ] || rm -f "$out/extend.json"
     figure extend $py figures/extend.py --run "$run" --to runs/far
     if [ runs/far/last.pt -nt figures/far.pt ]; then

@@ -14,7 +14,9 @@ and reports each mean with interval(outcomes), and each difference with paired_i
 """
 import argparse
 import dataclasses
+import hashlib
 import io
+import json
 import os
 import shlex
 import sys
@@ -121,6 +123,30 @@ def keep(out, saved, run, **told):
     fresh = hjepa.make_optimizer(run.model, run.config, torch.device("cpu")).state_dict()
     save(out / "last.pt", {**saved, "model": run.model.state_dict(),      # the old moments are of
                            "optimizer": fresh, **told})                   # other weights
+
+def fingerprint(runs):
+    """What tells the weights of one list of runs from those of another."""
+    digest = hashlib.sha256()
+    for run in runs:
+        for weight in run.model.state_dict().values():
+            digest.update(weight.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+def kept_rows(path, told):
+    """Rows of a study that was interrupted, from its NAME.part.json {"told", "rows"}, if there is one.
+    Refusal if it is another one. `publish` removes the file when the study is finished."""
+    if not path.exists():
+        return []
+    try:
+        half = json.loads(path.read_text())
+        theirs, rows = half["told"], half["rows"]
+    except (ValueError, KeyError, TypeError):
+        raise hjepa.Refusal(f"{path} is damaged: move it away") from None
+    if theirs != told:
+        differ = ", ".join(k for k in told if theirs.get(k) != told[k])
+        raise hjepa.Refusal(f"{path} is what is left of a study with other {differ}: repeat that one, "
+                            "or move it away")
+    return rows
 
 def resampled_means(outcomes):
     """Outcomes (seeds, tasks) or (tasks,) -> (DRAWS,) means, each over resampled seeds and tasks.

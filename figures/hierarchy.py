@@ -32,8 +32,6 @@ seconds. `saving`: the calls that flat needs for the same share over its own; 0 
 says "as cheap as flat's cheapest setting, or cheaper". Absent: outside of flat's settings. All with
 paired intervals.
 """
-import hashlib
-import json
 import sys
 import time
 
@@ -202,31 +200,6 @@ def try_setting(name, runs, world, tasks, setting, args):
         time.perf_counter() - start) / n / len(errors)
 
 
-def fingerprint(runs):
-    """What tells the weights of one list of runs from those of another."""
-    digest = hashlib.sha256()
-    for run in runs:
-        for weight in run.model.state_dict().values():
-            digest.update(weight.cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def kept_rows(path, told):
-    """Rows of a study that was interrupted, if there is one. Refusal if it is another one."""
-    if not path.exists():
-        return []
-    try:
-        half = json.loads(path.read_text())
-        theirs, rows = half["told"], half["rows"]
-    except (ValueError, KeyError, TypeError):
-        raise hjepa.Refusal(f"{path} is damaged: move it away") from None
-    if theirs != told:
-        differ = ", ".join(k for k in told if theirs.get(k) != told[k])
-        raise hjepa.Refusal(f"{path} is what is left of a study with other {differ}: repeat that one, "
-                            "or move it away")
-    return rows
-
-
 def reached(row):
     """-> bools (runs, tasks): mean body within 0.1."""
     return (torch.tensor(row["errors"]).mean(-1) < 0.1).numpy()
@@ -316,11 +289,11 @@ def measure(args, runs):
                                 "iteration or more")
     names = args.only or PLANNERS
     seed = config.validation_seed if args.validation else config.test_seed
-    told = {"weights": fingerprint(runs), "n": args.tasks, "views": config.views,
+    told = {"weights": common.fingerprint(runs), "n": args.tasks, "views": config.views,
             "tasks_of": "validation" if args.validation else "test", "precision": args.precision}
     unfinished = args.out / "hierarchy.part.json"                         # see common.publish
     kept = {tuple(row[k] for k in ("planner", "frames", "samples", "iterations")): row
-            for row in kept_rows(unfinished, told)}
+            for row in common.kept_rows(unfinished, told)}
     for frames in horizons:
         tasks = hjepa.make_tasks(world, args.tasks, frames // config.hold,
                                  hjepa.generator(seed, "tasks", 0 if frames == event else frames),
@@ -336,13 +309,11 @@ def measure(args, runs):
                 errors, calls, seconds = try_setting(name, runs, world, tasks, setting, args)
                 row = {"planner": name, "frames": frames, "samples": setting[0],
                        "iterations": setting[1], "predictor_calls": calls, "seconds": seconds}
-                for key, values in planning.outcomes(errors).items():
-                    row[key], row[key + "_ci"] = values.mean().item(), common.interval(values)
-                    for split, who in (("contact", met), ("no contact", ~met)):
-                        row.setdefault(split, {"n": int(who.sum())})
-                        if who.any():
-                            row[split][key] = values[:, who].mean().item()
-                            row[split][key + "_ci"] = common.interval(values[:, who])
+                row.update(planning.summary(errors))
+                for split, who in (("contact", met), ("no contact", ~met)):
+                    row[split] = {"n": int(who.sum())}
+                    if who.any():
+                        row[split].update(planning.summary(errors[:, who]))
                 rows.append({**row, "errors": errors.tolist()})
                 kept[name, frames, *setting] = rows[-1]
                 hjepa.write_json(unfinished, {"told": told, "rows": list(kept.values())})

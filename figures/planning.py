@@ -184,13 +184,19 @@ def outcomes(errors):
     worst, mean = errors.amax(-1).numpy(), errors.mean(-1).numpy()
     return {"success": worst < 0.1, "strict": worst < 0.05, "mean_body": mean < 0.1, "error": mean}
 
+def summary(errors):
+    """Final errors (runs, tasks, bodies) -> dict: the mean of each outcome, and its interval."""
+    found = {}
+    for name, values in outcomes(errors).items():
+        found[name], found[name + "_ci"] = values.mean().item(), common.interval(values)
+    return found
+
 def columns(errors, zero):
     """Final errors (runs, tasks, bodies), those of zero force -> the row's columns, with intervals.
     Skill is 1 - error / error of zero, both over the same resampled tasks."""
     row = {"n": errors.shape[1]}
     if row["n"]:
-        for name, values in outcomes(errors).items():
-            row[name], row[name + "_ci"] = values.mean().item(), common.interval(values)
+        row.update(summary(errors))
         mine, idle = (common.resampled_means(e.mean(-1)) for e in (errors, zero))
         row["skill"] = 1 - (errors.mean() / zero.mean()).item()
         row["skill_ci"] = common.percentiles(1 - mine / idle)

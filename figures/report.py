@@ -45,6 +45,8 @@ CAPTIONS = {
     "planning": "share of goals reached and final error, each row with its interval; crosses split by contact.",
     "extend": "squared error against frames ahead, before and after the macro level was trained on (validation "
               "worlds), as a share of the variance.",
+    "search": "how a search spends its plans. Left: error at as many plans, iteration count and elites varied; middle: goals "
+              "reached with more samples, both on validation goals; right: test goals.",
     "refine": "squared errors, epoch by epoch on new worlds; with and without a hit, before and after (validation "
               "worlds).",
     "hierarchy": "share of goals reached against predictor calls (above) and seconds (below), a column per horizon.",
@@ -620,6 +622,59 @@ forecast. What training on gives a planner is not among these figures: the study
 {source(content)}"""
 
 
+def spent(row):
+    """A row, or a dict, of one setting of the search -> in words."""
+    return f"{row['samples']} x {row['iterations']}, {row['elites']} elites"
+
+
+def searched(found):
+    content = found["search"]
+    own, best = content["own"], content["best"]
+    planners = tuple(dict.fromkeys(r["planner"] for r in content["rows"]))
+    rows = [dict(row, setting=spent(row)) for row in content["rows"]]
+    first, more, test = ([row for row in rows if row["part"] == part] for part in ("as many plans", "more plans", "test"))
+    shares = (("mean body within 0.1", "mean_body"), ("worst body within 0.1", "success"), ("within 0.05", "strict"))
+    equal = [[spent(ranked), f"{ranked['score']:.3f}", *(
+        f"{row['error']:.4f}, {percent(row['success'])}" for row in first if row["setting"] == spent(ranked))]
+        for ranked in content["scores"]]
+    larger = [[row["planner"], row["setting"], f"{row['samples'] * row['iterations']:,}",
+               *(percent(row[key], row[key + "_ci"]) for _, key in shares)]
+              for name in planners if one(more, planner=name) for row in first + more
+              if row["planner"] == name and (row in more or row["setting"] == spent(best))]
+    judged = [[row["planner"], row["setting"], *(percent(row[key], row[key + "_ci"]) for _, key in shares),
+               number(row["error"], row["error_ci"], 4)] for name in planners for row in test if row["planner"] == name]
+    gained = [[pair["planner"], spent(pair["a"]), spent(pair["b"]), *(points(pair[key], pair[key + "_ci"]) for _, key in shares),
+               f"{pair['error']:+.4f} ({pair['error_ci'][0]:+.4f} to {pair['error_ci'][1]:+.4f})"] for pair in content["pairs"]]
+    lowest = "the run's own setting" if own == best else spent(best)
+    seen = "" if "refined/before-500/planning" not in found else (
+        "Not new to test goals: *macro open loop* with more samples, which the section on new worlds had tried on them.\n")
+    titles = [title for title, _ in shares]
+    return f"""The run's own setting, behind *Goals reached* and the rows above, is {own['iterations']} iterations of {own['samples']} samples, {own['elites']} of
+them elites. Is that well spent, and what would more buy? Tried on {content['n']} validation goals, {content['frames']} frames ahead,
+in {content['precision']}: as many plans in few large iterations or many small ones, with few elites or many; then the best of these
+with {listed(sorted({row['samples'] // best['samples'] for row in more}))} times its samples. The best has the lowest score: mean final error over that of the run's own setting,
+the mean of the {len(planners)} planners.
+
+{table(['setting', 'score', *(f'{name}: error, worst body within 0.1' for name in planners)], equal)}
+
+Lowest is {lowest}. The lowest of {len(content['scores'])} is flattered by the choice. With more samples, the same validation goals:
+
+{table(['planner', 'setting', 'plans', *titles], larger)}
+
+On test goals, with what was fixed before:
+
+{table(['planner', 'setting', *titles, 'error'], judged)}
+
+Differences, goal by goal, in points and in error:
+
+{table(['planner', 'setting', 'minus', *titles, 'error'], gained)}
+
+{seen}What the settings cost in seconds is not compared: with as many plans, more iterations evaluate fewer side by side.
+
+{picture('search')}
+{source(content)}"""
+
+
 REFINED = {                                     # what else the section on figures/refine.py shows: file, its command
     f"refined/{when}{more}/planning": f"figures/planning.py --run figures/{weights}.pt --frames 25 --only {rows} "
                                       f"--out figures/refined/{when}{more}"
@@ -1004,6 +1059,7 @@ CHAPTERS = (                                    # title, its sections: title, JS
                     ("Does it know what cannot happen?", "surprise", surprise))),
     ("Planning", (("Goals reached", "plan", plans), ("One episode", "episode", episode),
                   ("Does it reach goals because of the model?", "planning", planning),
+                  ("How a search spends its plans", "search", searched),
                   ("Other training seeds", EXTRA, seeds),
                   ("New worlds, and more hits", "refine", refined),
                   ("The macro level, trained on", "extend", extended),

@@ -3,29 +3,31 @@
     python figures/search.py --run figures/hjepa.pt
     python figures/search.py --run runs/quick --run runs/quick-1 --tasks 60
 
-Weights, costs and goals (25 frames) are those of `hjepa.py plan`; only CEM's setting varies: samples
-per iteration, iterations, elites. Three steps:
+Planners, costs and horizon (25 frames) are those of `hjepa.py plan`; only CEM's setting varies:
+samples per iteration, iterations, elites. Three parts:
 
     as many plans     samples x iterations as in the run, in few large iterations or many small ones,
-                      with a twentieth, a tenth or a fifth of the samples as elites; validation goals
+                      with a twentieth, a tenth or a fifth of the samples (three or more) as elites;
+                      validation goals
     more plans        the best of those with 2, 4 and 8 times its samples and elites, for the two
                       planners that plan once; validation goals
-    test              the run's own setting, the best one, and the best one with most samples
+    test              the run's own setting, the best one, the best one with 8 times the samples:
+                      fixed before test goals are looked at
 
 The best is the one with the lowest `score`: each planner's mean final error over that of the run's
 own setting, the mean of the three planners. A goal met more closely counts even if no threshold
-lies between. So a setting is chosen on validation goals, for all planners together, and test goals
-are seen by what was chosen alone.
+lies between. The lowest of a dozen is flattered by the choice; test goals say what it is worth.
 
-rows: a planner, a setting, goals of `worlds`. scores: a setting of the first step. pairs: setting a
-minus setting b, the same test goals. An interrupted study goes on: its rows are kept in
-OUT/search.part.json. Seconds per task are of one task after the other; compare those of one step.
+rows: a planner, a setting, goals of `worlds`. scores: a setting of the first part. pairs: on the
+same test goals setting a minus setting b, the one before it in the list above. Seconds per task are
+with whatever else the machine was doing. An interrupted study goes on: its rows are kept in
+OUT/search.part.json.
 """
 import dataclasses
 import sys
+from collections import namedtuple
 
 import common
-import hierarchy
 import hjepa
 import numpy as np
 import planning
@@ -35,149 +37,139 @@ PLANNERS = ("macro open loop", "short open loop", "short replanned")
 PACE = (0.5, 1, 5 / 3, 2.5)                     # times the run's iterations: 3, 6, 10, 15
 ELITES = (0.05, 0.1, 0.2)                       # shares of the samples
 MORE = (2, 4, 8)                                # times the best setting's samples and elites
+SAME = ("views", "spread", "validation_seed", "test_seed")    # with others it is another study
+Setting = namedtuple("Setting", "samples iterations elites")
 
 
-def own_setting(config):
-    """-> (samples, iterations, elites) of the run."""
-    return config.samples, config.iterations, config.elites
+def setting_of(has):
+    """A Config, or a row -> its Setting."""
+    has = has if isinstance(has, dict) else vars(has)
+    return Setting(*(has[k] for k in Setting._fields))
 
 
 def equal_settings(config):
     """-> settings of as many plans as the run's own, which comes first."""
-    found = [own_setting(config)]
+    found = [setting_of(config)]
     for pace in PACE:
         iterations = max(1, round(config.iterations * pace))
         samples = config.samples * config.iterations // iterations
-        found += [(samples, iterations, max(3, round(share * samples))) for share in ELITES]
-    return [setting for setting in dict.fromkeys(found) if setting[2] <= setting[0]]
+        found += [Setting(samples, iterations, max(3, round(share * samples))) for share in ELITES]
+    return [setting for setting in dict.fromkeys(found) if setting.elites <= setting.samples]
 
 
 def scaled(setting, times):
-    samples, iterations, elites = setting
-    return samples * times, iterations, elites * times
-
-
-def draw_tasks(world, config, seed, n):
-    """The first n goals of `hjepa.py plan` in the worlds of `seed`."""
-    return hjepa.make_tasks(world, n, config.steps, hjepa.generator(seed, "tasks"), config.hold,
-                            config.start_speed)
+    return setting._replace(samples=setting.samples * times, elites=setting.elites * times)
 
 
 def try_setting(planner, setting, runs, world, tasks, seed, args):
     """-> row: shares of goals reached, with intervals; errors (runs, tasks, bodies)."""
-    spent = dict(zip(("samples", "iterations", "elites"), setting))
-    found = [hjepa.try_tasks(planner, run.model, world, dataclasses.replace(run.config, **spent),
-                             tasks, seed, args.device, args.precision) for run in runs]
+    found = [hjepa.try_tasks(planner, run.model, world,
+                             dataclasses.replace(run.config, **setting._asdict()), tasks, seed,
+                             args.device, args.precision) for run in runs]
     errors, seconds = torch.stack([f[0] for f in found]), np.mean([f[-1] for f in found]).item()
-    row = {"planner": planner, **spent, "seconds": seconds}
-    for key, values in planning.outcomes(errors).items():
-        row[key], row[key + "_ci"] = values.mean().item(), common.interval(values)
-    return {**row, "errors": errors.tolist()}
-
-
-def setting_of(row):
-    return row["samples"], row["iterations"], row["elites"]
+    return {"planner": planner, **setting._asdict(), "seconds": seconds, **planning.summary(errors),
+            "errors": errors.tolist()}
 
 
 def scores(rows, own):
-    """rows of the first step -> [{samples, iterations, elites, score}], the best one first."""
+    """rows of the first part -> [{samples, iterations, elites, score}], the best one first."""
     errors = {(row["planner"], setting_of(row)): row["error"] for row in rows}
     found = [(np.mean([errors[name, setting] / errors[name, own] for name in PLANNERS]).item(),
               setting) for setting in dict.fromkeys(setting_of(row) for row in rows)]
-    return [dict(zip(("samples", "iterations", "elites"), setting), score=score)
-            for score, setting in sorted(found)]
+    return [{**setting._asdict(), "score": score} for score, setting in sorted(found)]
 
 
 def compare(rows):
-    """Test rows, the run's own setting first -> its rivals minus it, planner by planner."""
+    """Rows of the last part -> what each setting gains over the one before it, planner by planner."""
     pairs = []
     for name in PLANNERS:
-        first, *others = (row for row in rows if row["planner"] == name)
-        for row in others:
-            pair = {"planner": name, "a": setting_of(row), "b": setting_of(first)}
-            a, b = (planning.outcomes(torch.tensor(r["errors"])) for r in (row, first))
+        mine = [row for row in rows if row["planner"] == name]
+        for before, after in zip(mine, mine[1:]):
+            pair = {"planner": name, "a": setting_of(after)._asdict(),
+                    "b": setting_of(before)._asdict()}
+            a, b = (planning.outcomes(torch.tensor(row["errors"])) for row in (after, before))
             for key in a:
                 pair[key], pair[key + "_ci"] = common.paired_interval(a[key], b[key])
             pairs.append(pair)
     return pairs
 
 
-def draw(steps, own, best, n):
+def draw(parts, own, best, n):
     """Error at equal plans; reached against plans; the test goals."""
     figure, ((left, middle, right),) = hjepa.canvas(1, 3, 15, 4.4)
     colours = dict(zip(PLANNERS, hjepa.COLOURS))
-    for row in steps["as many plans"]:
-        share = row["elites"] / row["samples"]
-        left.plot(row["iterations"], row["error"], "o", ms=3 + 30 * share, mfc="none",
-                  color=colours[row["planner"]])
+    for row in parts["as many plans"]:
+        left.plot(row["iterations"], row["error"], "o", ms=3 + 30 * row["elites"] / row["samples"],
+                  mfc="0.85" if setting_of(row) == own else "none", color=colours[row["planner"]])
     for name, colour in colours.items():
         left.plot([], [], "o", color=colour, label=name)
-        rows = [row for row in steps["as many plans"] + steps["more plans"] if row["planner"] == name
-                and setting_of(row)[1] == best[1]
-                and row["elites"] * best[0] == best[2] * row["samples"]]
+        rows = [row for row in parts["as many plans"] + parts["more plans"]
+                if row["planner"] == name and setting_of(row) in
+                [scaled(best, times) for times in (1, *MORE)]]
         x = [row["samples"] * row["iterations"] for row in rows]
         middle.plot(x, [row["success"] for row in rows], "o-", color=colour, ms=4)
         for at, row in zip(x, rows):
             middle.plot([at, at], row["success_ci"], color=colour, alpha=0.3, lw=4)
-    settings = list(dict.fromkeys(setting_of(row) for row in steps["test"]))
-    for row in steps["test"]:
+    settings = list(dict.fromkeys(setting_of(row) for row in parts["test"]))
+    for row in parts["test"]:
         place = settings.index(setting_of(row)) + 0.2 * (PLANNERS.index(row["planner"]) - 1)
         low, high = row["success_ci"]
         right.bar(place, row["success"], 0.18, color=colours[row["planner"]],
                   yerr=[[row["success"] - low], [high - row["success"]]])
-    plans = own[0] * own[1]
-    left.set(title=f"{n} validation goals, {plans} plans a search", xlabel="iterations (a larger "
-             "circle: more elites)", ylabel="final error, mean over bodies")
+    left.set(title=f"{n} validation goals, {own.samples * own.iterations} plans a search",
+             xlabel="iterations (larger circle: more elites; filled: the run's own)",
+             ylabel="final error, mean over bodies")
     left.legend(fontsize=8)
-    middle.set(title=f"{best[1]} iterations, more samples", xlabel="plans a search", xscale="log",
-               ylabel="share of validation goals, worst body within 0.1", ylim=(0, 1.02))
-    middle.xaxis.set_minor_formatter("")
-    ticks = sorted({row["samples"] * row["iterations"] for row in steps["more plans"]} | {plans})
+    middle.set(title=f"{best.iterations} iterations, more samples", xlabel="plans a search",
+               xscale="log", ylabel="share of validation goals, worst body within 0.1", ylim=(0, 1.02))
+    ticks = [best.samples * best.iterations * times for times in (1, *MORE)]
     middle.set_xticks(ticks)
+    middle.set_xticks([], minor=True)
     middle.set_xticklabels(f"{tick:,}" for tick in ticks)
     right.set(title=f"{n} test goals, worst body within 0.1", ylim=(0, 1.02),
               xticks=range(len(settings)))
-    right.set_xticklabels("{} x {}, {} elites".format(*setting) for setting in settings)
+    right.set_xticklabels("{} x {}\n{} elites".format(*setting) for setting in settings)
     for ax in (left, middle, right):
         ax.grid(axis="y", color="0.9")
+        ax.set_axisbelow(True)
     return figure
 
 
 def measure(args, runs):
-    config, path = runs[0].config, args.out / "search.part.json"          # see common.publish
-    world, own = hjepa.build_world(config), own_setting(config)
-    told = {"weights": hierarchy.fingerprint(runs), "n": args.tasks, "precision": args.precision}
-    kept = {(row["worlds"], row["planner"], *setting_of(row)): row
-            for row in hierarchy.kept_rows(path, told)}
-    goals = {}
+    config, unfinished = runs[0].config, args.out / "search.part.json"    # see common.publish
+    world, own = hjepa.build_world(config), setting_of(config)
+    told = {"weights": common.fingerprint(runs), "n": args.tasks, "precision": args.precision,
+            **{k: getattr(config, k) for k in SAME}}
+    kept = {(row["worlds"], row["planner"], setting_of(row)): row
+            for row in common.kept_rows(unfinished, told)}
 
     def tried(worlds, settings, planners):
         """-> rows, from the file or new."""
         seed, rows = getattr(config, worlds + "_seed"), []
-        if worlds not in goals:
-            goals[worlds] = draw_tasks(world, config, seed, args.tasks)
+        goals = hjepa.make_tasks(world, args.tasks, config.steps, hjepa.generator(seed, "tasks"),
+                                 config.hold, config.start_speed)         # as hjepa.py plan does
         for name, setting in ((name, setting) for setting in settings for name in planners):
-            key = worlds, name, *setting
+            key = worlds, name, setting
             if key not in kept:
-                kept[key] = {"worlds": worlds, **try_setting(name, setting, runs, world,
-                                                             goals[worlds], seed, args)}
-                hjepa.write_json(path, {"told": told, "rows": list(kept.values())})
+                kept[key] = {"worlds": worlds, **try_setting(name, setting, runs, world, goals,
+                                                             seed, args)}
+                hjepa.write_json(unfinished, {"told": told, "rows": list(kept.values())})
                 print("{worlds:>10}, {planner:>15}, {samples:4d} x {iterations:2d}, {elites:3d} "
                       "elites: mean body within 0.1 {mean_body:6.1%}, worst body {success:6.1%}, "
                       "error {error:.4f}".format(**kept[key]), flush=True)
             rows.append(kept[key])
         return rows
-    steps = {"as many plans": tried("validation", equal_settings(config), PLANNERS)}
-    ranking = scores(steps["as many plans"], own)
+    parts = {"as many plans": tried("validation", equal_settings(config), PLANNERS)}
+    ranking = scores(parts["as many plans"], own)
     best = setting_of(ranking[0])
     more = [scaled(best, times) for times in MORE]
-    steps["more plans"] = tried("validation", more, PLANNERS[:2])
-    steps["test"] = [*tried("test", dict.fromkeys((own, best)), PLANNERS),
+    parts["more plans"] = tried("validation", more, PLANNERS[:2])
+    parts["test"] = [*tried("test", dict.fromkeys((own, best)), PLANNERS),
                      *tried("test", more[-1:], PLANNERS[:2])]
-    return draw(steps, own, best, args.tasks), args.tasks, {
-        "frames": config.steps * config.hold, "views": config.views, "own": own, "best": best,
-        "scores": ranking, "pairs": compare(steps["test"]),
-        "rows": [{"step": step, **row} for step, rows in steps.items() for row in rows]}
+    return draw(parts, own, best, args.tasks), args.tasks, {
+        "frames": config.steps * config.hold, **{k: told[k] for k in SAME}, "own": own._asdict(),
+        "best": best._asdict(), "scores": ranking, "pairs": compare(parts["test"]),
+        "rows": [{"part": part, **row} for part, rows in parts.items() for row in rows]}
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def test_what_is_missing_is_named(shown, tmp_path):
     assert commands == [
         "figures/diagram.py", "hjepa.py diagnose", "hjepa.py probe", "figures/representation.py",
         "figures/dynamics.py", "figures/surprise.py", "hjepa.py plan", "figures/episode.py",
-        "figures/planning.py",
+        "figures/planning.py", "figures/search.py",
         "figures/planning.py --run runs/quick --run runs/quick-1 --run runs/quick-2 --frames 25 --out figures/seeds",
         "figures/refine.py", "figures/extend.py", "figures/hierarchy.py", "figures/ablation.py",
         "figures/speed.py"]
