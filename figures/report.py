@@ -622,6 +622,9 @@ forecast. What training on gives a planner is not among these figures: the study
 {source(content)}"""
 
 
+SHOWN = 6                                       # settings of the search, the best ones
+
+
 def spent(row):
     """A row, or a dict, of one setting of the search -> in words."""
     return f"{row['samples']} x {row['iterations']}, {row['elites']} elites"
@@ -636,7 +639,7 @@ def searched(found):
     shares = (("mean body within 0.1", "mean_body"), ("worst body within 0.1", "success"), ("within 0.05", "strict"))
     equal = [[spent(ranked), f"{ranked['score']:.3f}", *(
         f"{row['error']:.4f}, {percent(row['success'])}" for row in first if row["setting"] == spent(ranked))]
-        for ranked in content["scores"]]
+        for rank, ranked in enumerate(content["scores"]) if rank < SHOWN or spent(ranked) == spent(own)]
     larger = [[row["planner"], row["setting"], f"{row['samples'] * row['iterations']:,}",
                *(percent(row[key], row[key + "_ci"]) for _, key in shares)]
               for name in planners if one(more, planner=name) for row in first + more
@@ -649,6 +652,7 @@ def searched(found):
     seen = "" if "refined/before-500/planning" not in found else (
         "Not new to test goals: *macro open loop* with more samples, which the section on new worlds had tried on them.\n")
     titles = [title for title, _ in shares]
+    others = ", and the run's own" if len(equal) > SHOWN else ""
     return f"""The run's own setting, behind *Goals reached* and the rows above, is {own['iterations']} iterations of {own['samples']} samples, {own['elites']} of
 them elites. Is that well spent, and what would more buy? Tried on {content['n']} validation goals, {content['frames']} frames ahead,
 in {content['precision']}: as many plans in few large iterations or many small ones, with few elites or many; then the best of these
@@ -657,7 +661,8 @@ the mean of the {len(planners)} planners.
 
 {table(['setting', 'score', *(f'{name}: error, worst body within 0.1' for name in planners)], equal)}
 
-Lowest is {lowest}. The lowest of {len(content['scores'])} is flattered by the choice. With more samples, the same validation goals:
+Of {len(content['scores'])} settings these are the best{others}; the picture has all. Lowest is {lowest}; the lowest of so many is
+flattered by the choice. With more samples, the same validation goals:
 
 {table(['planner', 'setting', 'plans', *titles], larger)}
 

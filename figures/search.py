@@ -7,7 +7,7 @@ Planners, costs and horizon (25 frames) are those of `hjepa.py plan`; only CEM's
 samples per iteration, iterations, elites. Three parts:
 
     as many plans     samples x iterations as in the run, in few large iterations or many small ones,
-                      with a twentieth, a tenth or a fifth of the samples (three or more) as elites;
+                      with a twentieth to three tenths of the samples (three or more) as elites;
                       validation goals
     more plans        the best of those with 2, 4 and 8 times its samples and elites, for the two
                       planners that plan once; validation goals
@@ -16,7 +16,7 @@ samples per iteration, iterations, elites. Three parts:
 
 The best is the one with the lowest `score`: each planner's mean final error over that of the run's
 own setting, the mean of the three planners. A goal met more closely counts even if no threshold
-lies between. The lowest of a dozen is flattered by the choice; test goals say what it is worth.
+lies between. The lowest of many is flattered by the choice; test goals say what it is worth.
 
 rows: a planner, a setting, goals of `worlds`. scores: a setting of the first part. pairs: on the
 same test goals setting a minus setting b, the one before it in the list above. Seconds per task are
@@ -34,8 +34,8 @@ import planning
 import torch
 
 PLANNERS = ("macro open loop", "short open loop", "short replanned")
-PACE = (0.5, 1, 5 / 3, 2.5)                     # times the run's iterations: 3, 6, 10, 15
-ELITES = (0.05, 0.1, 0.2)                       # shares of the samples
+PACE = (0.5, 1, 5 / 3, 2.5, 4)                  # times the run's iterations: 3, 6, 10, 15, 24
+ELITES = (0.05, 0.1, 0.2, 0.3)                 # shares of the samples
 MORE = (2, 4, 8)                                # times the best setting's samples and elites
 SAME = ("views", "spread", "validation_seed", "test_seed")    # with others it is another study
 Setting = namedtuple("Setting", "samples iterations elites")

@@ -38,10 +38,10 @@ def test_settings_have_as_many_plans_and_the_own_one_comes_first():
     config = hjepa.Config()
     settings = search.equal_settings(config)
     assert settings[0] == (config.samples, config.iterations, config.elites)
-    assert len(settings) == len(set(settings)) == 12
+    assert len(settings) == len(set(settings)) == 19
     assert {samples * iterations for samples, iterations, _ in settings} == {600}
-    assert {iterations for _, iterations, _ in settings} == {3, 6, 10, 15}
-    assert all(3 <= elites <= samples / 4 for samples, _, elites in settings)
+    assert {iterations for _, iterations, _ in settings} == {3, 6, 10, 15, 24}
+    assert all(3 <= elites <= samples / 3 for samples, _, elites in settings)
     few = search.equal_settings(dataclasses.replace(config, samples=4, iterations=2, elites=2))
     assert few[0] == (4, 2, 2) and all(e <= s for s, _, e in few)
 
@@ -167,9 +167,9 @@ def test_section(best):
     own = search.Setting(10, 6, 4)
     text = report.searched({"search": made_up(own, best)})
     if best == own:
-        assert "Lowest is the run's own setting." in text
+        assert "Lowest is the run's own setting;" in text
     else:
-        assert f"Lowest is {best.samples} x {best.iterations}, {best.elites} elites." in text
+        assert f"Lowest is {best.samples} x {best.iterations}, {best.elites} elites;" in text
     assert f"| {report.spent(best._asdict())} | 0.875 | 0.1234, 50.0 % | 0.1234, 50.0 % | 0.1234, 50.0 % |" in text
     assert "2 and 8 times its samples" in text and text.count("| 480 |") == 2
     tables = [part.count("\n|") + 1 for part in text.split("\n\n") if part.startswith("|")]
