@@ -651,6 +651,10 @@ def searched(found):
     lowest = "the run's own setting" if own == best else spent(best)
     seen = "" if "refined/before-500/planning" not in found else (
         "Not new to test goals: *macro open loop* with more samples, which the section on new worlds had tried on them.\n")
+    slower = "" if own == best else (
+        "With as many plans, more iterations evaluate fewer side by side. One search at the best setting takes "
+        + listed(f"{row['ratio']:.2f} times the seconds of one at the run's own with *{row['planner']}*" for row in content["seconds"])
+        + f" (tried in turn, one goal, {content['device']}).")
     titles = [title for title, _ in shares]
     others = ", and the run's own" if len(equal) > SHOWN else ""
     return f"""The run's own setting, behind *Goals reached* and the rows above, is {own['iterations']} iterations of {own['samples']} samples, {own['elites']} of
@@ -674,7 +678,7 @@ Differences, goal by goal, in points and in error:
 
 {table(['planner', 'setting', 'minus', *titles, 'error'], gained)}
 
-{seen}What the settings cost in seconds is not compared: with as many plans, more iterations evaluate fewer side by side.
+{seen}{slower}
 
 {picture('search')}
 {source(content)}"""

@@ -19,9 +19,10 @@ own setting, the mean of the three planners. A goal met more closely counts even
 lies between. The lowest of many is flattered by the choice; test goals say what it is worth.
 
 rows: a planner, a setting, goals of `worlds`. scores: a setting of the first part. pairs: on the
-same test goals setting a minus setting b, the one before it in the list above. Seconds per task are
-with whatever else the machine was doing. An interrupted study goes on: its rows are kept in
-OUT/search.part.json.
+same test goals setting a minus setting b, the one before it in the list above. seconds: one search
+at the own and the best setting, in turn, medians, and the median ratio of neighbours, which a busy
+machine moves little; a row's seconds per task it does move. An interrupted study goes on: its rows
+are kept in OUT/search.part.json.
 """
 import dataclasses
 import sys
@@ -37,6 +38,7 @@ PLANNERS = ("macro open loop", "short open loop", "short replanned")
 PACE = (0.5, 1, 5 / 3, 2.5, 4)                  # times the run's iterations: 3, 6, 10, 15, 24
 ELITES = (0.05, 0.1, 0.2, 0.3)                 # shares of the samples
 MORE = (2, 4, 8)                                # times the best setting's samples and elites
+REPEATS = 15                                    # searches timed at each setting
 SAME = ("views", "spread", "validation_seed", "test_seed")    # with others it is another study
 Setting = namedtuple("Setting", "samples iterations elites")
 
@@ -94,6 +96,20 @@ def compare(rows):
     return pairs
 
 
+def take_turns(own, best, run, world, goals, args):
+    """-> seconds of one search at the own and the best setting, tried in turn, planner by planner."""
+    rows, goal = [], {name: values[:1] for name, values in goals.items()}
+    for name in PLANNERS[:2] if own != best else ():
+        taken = np.array([[hjepa.try_tasks(
+            name, run.model, world, dataclasses.replace(run.config, **setting._asdict()), goal,
+            run.config.validation_seed, args.device, args.precision)[-1]
+            for setting in (own, best)] for _ in range(1 + REPEATS)])[1:]     # the first warms up
+        mine, its = np.median(taken, 0).tolist()
+        rows.append({"planner": name, "own": mine, "best": its,
+                     "ratio": np.median(taken[:, 1] / taken[:, 0]).item()})
+    return rows
+
+
 def draw(parts, own, best, n):
     """Error at equal plans; reached against plans; the test goals."""
     figure, ((left, middle, right),) = hjepa.canvas(1, 3, 15, 4.4)
@@ -143,11 +159,15 @@ def measure(args, runs):
     kept = {(row["worlds"], row["planner"], setting_of(row)): row
             for row in common.kept_rows(unfinished, told)}
 
+    def drawn(seed):
+        """Goals, as `hjepa.py plan` draws them."""
+        return hjepa.make_tasks(world, args.tasks, config.steps, hjepa.generator(seed, "tasks"),
+                                config.hold, config.start_speed)
+
     def tried(worlds, settings, planners):
         """-> rows, from the file or new."""
         seed, rows = getattr(config, worlds + "_seed"), []
-        goals = hjepa.make_tasks(world, args.tasks, config.steps, hjepa.generator(seed, "tasks"),
-                                 config.hold, config.start_speed)         # as hjepa.py plan does
+        goals = drawn(seed)
         for name, setting in ((name, setting) for setting in settings for name in planners):
             key = worlds, name, setting
             if key not in kept:
@@ -169,6 +189,7 @@ def measure(args, runs):
     return draw(parts, own, best, args.tasks), args.tasks, {
         "frames": config.steps * config.hold, **{k: told[k] for k in SAME}, "own": own._asdict(),
         "best": best._asdict(), "scores": ranking, "pairs": compare(parts["test"]),
+        "seconds": take_turns(own, best, runs[0], world, drawn(config.validation_seed), args),
         "rows": [{"part": part, **row} for part, rows in parts.items() for row in rows]}
 
 

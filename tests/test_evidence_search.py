@@ -55,6 +55,9 @@ def test_parts(found):
     assert {r["worlds"] for r in first + more} == {"validation"} and {r["worlds"] for r in test} == {"test"}
     largest = search.Setting(best.samples * 8, best.iterations, best.elites * 8)
     assert {search.setting_of(r) for r in test} == {own, best, largest}
+    for row in found["seconds"]:
+        assert row["own"] > 0 and row["best"] > 0 and row["ratio"] > 0
+    assert len(found["seconds"]) == 2 * (own != best)
     for row in found["rows"]:
         mean = np.array(row["errors"]).mean(-1)
         assert mean.shape == (1, 2) and row["seconds"] > 0
@@ -158,6 +161,7 @@ def made_up(own, best):
         row["errors"] = [[[0.01 * row["elites"]] * 3] * 4]
     scores = [{**s._asdict(), "score": 0.875 if s == best else 1.0} for s in sorted({own, best})]
     return {**told, "own": own._asdict(), "best": best._asdict(), "rows": rows,
+            "seconds": [{"planner": name, "own": 2.0, "best": 3.0, "ratio": 1.5} for name in search.PLANNERS[:2]],
             "scores": sorted(scores, key=lambda row: row["score"]),
             "pairs": search.compare([row for row in rows if row["part"] == "test"])}
 
@@ -172,6 +176,7 @@ def test_section(best):
         assert f"Lowest is {best.samples} x {best.iterations}, {best.elites} elites;" in text
     assert f"| {report.spent(best._asdict())} | 0.875 | 0.1234, 50.0 % | 0.1234, 50.0 % | 0.1234, 50.0 % |" in text
     assert "2 and 8 times its samples" in text and text.count("| 480 |") == 2
+    assert text.count("1.50 times the seconds") == 2 * (best != own)
     tables = [part.count("\n|") + 1 for part in text.split("\n\n") if part.startswith("|")]
     rows, pairs = (8, 5) if best != own else (5, 2)
     assert tables == [2 + len({own, best}), 2 + 2 * 3, 2 + rows, 2 + pairs]
