@@ -24,7 +24,6 @@ become easier; the goals reached, which are there too, are in the same world bef
 difference matters: see what README and the report say came of it.
 """
 import dataclasses
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -51,12 +50,6 @@ def draw_worlds(world, config, share, gen, device):
     return world.observe(states[pick]), forces[pick], hit[pick]
 
 
-def digest(model):
-    """-> which weights these are, in 16 letters."""
-    parts = b"".join(p.detach().cpu().float().numpy().tobytes() for p in model.parameters())
-    return hashlib.sha256(parts).hexdigest()[:16]
-
-
 def same_training(told, theirs):
     """What two trainings tell: are they one, of one run?"""
     return all(theirs.get(k) == told[k] for k in SAME)
@@ -66,7 +59,7 @@ def beginning(run, args):
     """What a training tells of itself before its first step."""
     return {"of": str(args.run[0]), "what": "all of it, on new worlds,", "epochs": args.epochs,
             "steps": args.epochs * (run.config.sequences // run.config.batch), "hits": args.hits,
-            "start": digest(run.model), "n": args.n, "done": 0, "seconds": 0.0,
+            "start": common.fingerprint([run])[:16], "n": args.n, "done": 0, "seconds": 0.0,
             "precision": args.precision, "device": hjepa.device_name(args.device), "rows": []}
 
 

@@ -60,6 +60,7 @@ def equal_settings(config):
 
 
 def scaled(setting, times):
+    """-> `times` the samples and elites, as many iterations."""
     return setting._replace(samples=setting.samples * times, elites=setting.elites * times)
 
 
