@@ -1,26 +1,36 @@
 #!/usr/bin/env bash
-# From a fresh clone to figures:   ./reproduce.sh          the paper's 300 epochs (hours on a CPU)
-#                                  ./reproduce.sh quick    9 epochs on the same 49,000 sequences (minutes)
-#                                  ./reproduce.sh test     install what the tests need and run them
-# Makes .venv, installs requirements.txt, trains in runs/, writes figures/ (or figures/quick/) and the
-# report in it. Finished steps are skipped, an interrupted training goes on from its last epoch: just
-# call it again. The full run's weights take the place of those in figures/: hjepa.pt, far.pt, refined.pt.
-# PYTHON=python3.12 ./reproduce.sh   uses another interpreter (3.11 to 3.13).
+# From a fresh clone to figures and report.
+#
+#   ./reproduce.sh quick    9 epochs, minutes of training; figures and report in runs/quick/figures
+#   ./reproduce.sh          the paper's 300 epochs, hours on a CPU; figures in figures/results
+#   ./reproduce.sh smoke    every step with a model that learns little, in a few minutes
+#   ./reproduce.sh test     install what the tests need and run them
+#
+# It makes .venv, installs requirements.txt, trains in runs/ and measures. Steps that are finished are
+# skipped and an interrupted training goes on from its last epoch: just call it again.
+# PYTHON=python3.12 ./reproduce.sh quick   uses another interpreter (3.11 to 3.13).
 set -euo pipefail
 cd "$(dirname "$0")"
+
 mode=${1:-paper}
 case "$mode" in
     paper|quick|smoke|test) ;;
-    *) echo "reproduce.sh: unknown argument $mode: use quick, test, or none for the full run" >&2; exit 2 ;;
+    *) echo "reproduce.sh: unknown argument $mode: use quick, smoke, test, or none for the full run" >&2
+       exit 2 ;;
 esac
 
-say() { printf '== %s\n' "$*"; }
+say() {
+    printf '== %s\n' "$*"
+}
 
-install() {                                     # $1: a requirements file, then flags of pip; skipped
-    local stamp file=$1                         # while the file is unchanged
+# install FILE [FLAGS OF PIP]: skipped while the requirements file is the one installed before.
+install() {
+    local file=$1
+    local stamp=".venv/installed-${file//\//-}"
     shift
-    stamp=".venv/installed-$(echo "$file" | tr / -)"
-    cmp -s "$file" "$stamp" && return
+    if cmp -s "$file" "$stamp"; then
+        return
+    fi
     say "installing $file"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" -r "$file" &&
         cp "$file" "$stamp"
@@ -28,8 +38,11 @@ install() {                                     # $1: a requirements file, then 
 
 if [ ! -x .venv/bin/python ]; then
     say "making .venv"
-    "${PYTHON:-python3}" -m venv .venv || { echo "reproduce.sh: no virtual environment could be made:" \
-        "install Python 3.11 to 3.13 with its venv module, or name one with PYTHON=..." >&2; exit 2; }
+    if ! "${PYTHON:-python3}" -m venv .venv; then
+        echo "reproduce.sh: no virtual environment could be made: install Python 3.11 to 3.13 with" \
+            "its venv module, or name one with PYTHON=..." >&2
+        exit 2
+    fi
 fi
 install requirements.txt
 py=.venv/bin/python
@@ -37,83 +50,101 @@ py=.venv/bin/python
 if [ "$mode" = test ]; then
     install tests/requirements.txt
     say "running the tests"
-    exec $py -m pytest tests -q -n 2          # two processes, of one thread each
+    exec $py -m pytest tests -q -n 2      # two processes, of one thread each
 fi
 
-run=runs/$mode
-out=figures/$mode                               # the small presets do not touch the paper's figures
-say "training preset $mode in $run"
-$py hjepa.py train --preset "$mode" --run "$run"
-if [ "$mode" = paper ]; then
-    out=figures
-    if [ "$run/last.pt" -nt figures/hjepa.pt ]; then
-        say "packing the weights"
-        $py figures/ship.py --run "$run"
+# measure WEIGHTS OUT COMMAND...: skipped if it was done before, with these weights.
+measure() {
+    local weights=$1 out=$2
+    shift 2
+    local command="$* --out $out"
+    local stamp="runs/stamps/$(echo "$command" | cksum | cut -d ' ' -f 1)"
+    if [ "$stamp" -nt "$weights" ]; then
+        say "done before: $command"
+        return
     fi
-    run=figures/hjepa.pt                        # figures of what is shipped: anyone can make them again
-fi
+    say "$command"
+    $py "$@" --out "$out"
+    mkdir -p runs/stamps
+    touch "$stamp"
+}
 
-figure() {                                      # $1: name, rest: command; skipped if made from this very run
-    local json=$out/$1.json name=$1 weights=$run
-    shift
-    [ -d "$run" ] && weights=$run/last.pt
-    if [ "$json" -nt "$weights" ] && grep -q -e "--run $run\"" -e "--run $run " "$json"; then
-        say "$json is up to date"
-    else
-        say "$name: $*"
-        "$@" --out "$out"
+# pack RUN FILE: a finished training as a small file, if it is newer than the file.
+pack() {
+    if [ "$1/last.pt" -nt "$2" ]; then
+        say "packing $1 as $2"
+        $py figures/pack.py --run "$1" --to "$2"
     fi
 }
-for name in curves diagnose probe plan; do
-    figure $name $py hjepa.py $name --run "$run"
-done
-for name in representation dynamics surprise; do
-    figure $name $py figures/$name.py --run "$run"
-done
-frames=25                                       # the long horizons take an hour: for the full run only
-[ "$mode" = paper ] && frames="25 50 75"
-figure planning $py figures/planning.py --run "$run" --precision auto --frames $frames
-figure episode $py figures/episode.py --run "$run" --precision auto
-figure diagram $py figures/diagram.py --run "$run"
+
+say "training preset $mode in runs/$mode"
+$py hjepa.py train --preset "$mode" --run "runs/$mode"
+
+run=runs/$mode
+weights=$run/last.pt
+out=$run/figures
+frames=25
 if [ "$mode" = paper ]; then
-    figure search $py figures/search.py --run "$run"
-    [ -f runs/far/last.pt ] || rm -f "$out/extend.json"
-    figure extend $py figures/extend.py --run "$run" --to runs/far
-    if [ runs/far/last.pt -nt figures/far.pt ]; then
-        say "packing the weights of the macro level trained on"
-        $py figures/ship.py --run runs/far --to figures/far.pt
-    fi
-    [ -f runs/refined/last.pt ] || rm -f "$out/refine.json"
-    figure refine $py figures/refine.py --run "$run" --to runs/refined
-    if [ runs/refined/last.pt -nt figures/refined.pt ]; then
-        say "packing the weights trained on with new worlds"
-        $py figures/ship.py --run runs/refined --to figures/refined.pt
-    fi
-    for when in before after; do
-        run=figures/hjepa.pt
-        [ $when = after ] && run=figures/refined.pt
-        out=figures/refined/$when figure planning $py figures/planning.py --run "$run" --frames 25 \
-            --only "macro open loop" "short open loop" "short replanned"
-        out=figures/refined/$when-500 figure planning $py figures/planning.py --run "$run" --frames 25 \
-            --only "macro open loop" --samples 500
-    done
-    out=figures/refined/after figure surprise $py figures/surprise.py --run "$run"
-    run=figures/far.pt
-    figure hierarchy $py figures/hierarchy.py --run "$run"
-    say "training preset quick, which the ablations retrain nine times"
-    $py hjepa.py train --preset quick --run runs/quick
-    run=runs/quick
-    for seed in 1 2; do
-        say "training preset quick with seed $seed"
-        $py hjepa.py train --preset quick --seed $seed --run runs/quick-$seed
-    done
-    out=figures/seeds figure planning $py figures/planning.py --run "$run" --run "$run-1" --run "$run-2" \
-        --frames 25 --only oracle "macro open loop" "short open loop" "short replanned"
-    figure ablation $py figures/ablation.py --run "$run" --precision auto
-    install figures/requirements-speed.txt --no-deps || say "speed.py will skip what is not installed"
-    figure speed $py figures/speed.py --run "$run" --precision auto
+    # The evidence is made from the packed weights, so that anyone can make it again.
+    pack runs/paper figures/weights/hjepa.pt
+    run=figures/weights/hjepa.pt
+    weights=$run
+    out=figures/results
+    frames="25 50 75"                     # the long horizons take an hour
 fi
+
+for name in curves diagnose probe plan; do
+    measure "$weights" "$out" hjepa.py $name --run "$run"
+done
+for name in representation dynamics surprise episode; do
+    measure "$weights" "$out" figures/$name.py --run "$run"
+done
+measure "$weights" "$out" figures/planning.py --run "$run" --frames $frames
+measure "$weights" "$out" figures/report/diagram.py --run "$run"
+
+if [ "$mode" = paper ]; then
+    measure "$weights" "$out" figures/search.py --run "$run"
+
+    # The macro level trained on, and all of it trained on with more contacts.
+    measure "$weights" "$out" figures/extend.py --run "$run" --to runs/far
+    pack runs/far figures/weights/far.pt
+    far=figures/weights/far.pt
+    measure "$far" "$out" figures/hierarchy.py --run "$far"
+    measure "$weights" "$out" figures/refine.py --run "$run" --to runs/refined
+    pack runs/refined figures/weights/refined.pt
+    refined=figures/weights/refined.pt
+    open_loop=("macro open loop" "short open loop" "short replanned")
+    measure "$weights" "$out/refined/before" figures/planning.py --run "$run" --frames 25 \
+        --only "${open_loop[@]}"
+    measure "$refined" "$out/refined/after" figures/planning.py --run "$refined" --frames 25 \
+        --only "${open_loop[@]}"
+    measure "$weights" "$out/refined/before-500" figures/planning.py --run "$run" --frames 25 \
+        --only "macro open loop" --samples 500
+    measure "$refined" "$out/refined/after-500" figures/planning.py --run "$refined" --frames 25 \
+        --only "macro open loop" --samples 500
+    measure "$refined" "$out/refined/after" figures/surprise.py --run "$refined"
+
+    # Three seeds of the short training, the ablations, and timings.
+    for seed in 0 1 2; do
+        say "training preset quick with seed $seed"
+        $py hjepa.py train --preset quick --seed $seed --run "runs/quick-$seed"
+    done
+    quick=runs/quick-0/last.pt
+    measure "$quick" "$out/quick" hjepa.py curves --run runs/quick-0
+    measure "$quick" "$out/seeds" figures/planning.py --run runs/quick-0 --run runs/quick-1 \
+        --run runs/quick-2 --frames 25 --only oracle "${open_loop[@]}"
+    measure "$quick" "$out" figures/ablation.py --run runs/quick-0
+    install figures/requirements-speed.txt --no-deps || say "what is not installed will be skipped"
+    for name in time step plan simulator growth; do
+        measure "$quick" "$out" figures/speed_$name.py --run runs/quick-0
+    done
+fi
+
 install figures/requirements-report.txt
-say "report"
-$py figures/report.py --figures "$out"
-say "done: $out, with $out/report.html and $out/report.md"
+say "writing the report"
+if [ "$mode" = paper ]; then
+    $py figures/report/build.py --readme
+else
+    $py figures/report/build.py --results "$out" --out "$out"
+    say "done: $out, with report.html and report.md"
+fi
