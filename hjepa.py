@@ -1,11 +1,14 @@
 r"""H-JEPA in one file: a world model that predicts in representation space, at two time scales.
 
-Three discs of different mass fly, bounce and collide in a box, and forces push them. Two encoders
-turn a clip of five frames into an embedding, a vector of 256 numbers. The short predictor says what
-the embedding of the next clip will be, given the forces. The macro predictor says what it will be
-25 frames later. VICReg, a loss, keeps the embeddings from collapsing to a single point. Nothing is
-reconstructed and no reward is given. After training the weights are frozen, and a search (the
-cross-entropy method) finds forces whose predicted embedding is close to the embedding of a goal.
+Three discs of different mass fly, bounce and collide in a box, and forces push them. An encoder
+turns a clip of five frames into two embeddings, a shallow and a deep one, each a vector of 256
+numbers. The short predictor gets the shallow embedding and one force, and says what the embedding
+of the next clip will be. The macro predictor gets the deep embedding and five forces, and says what
+the embedding will be five clips, 25 frames, later. Two encoders are trained, one for what is seen
+and one for what is predicted. Both are trained by gradient: no moving average, no stopped gradient.
+VICReg, a loss, keeps their embeddings from collapsing to a single point. Nothing is reconstructed
+and no reward is given. After training the weights are frozen, and a search (the cross-entropy
+method) finds forces whose predicted embedding is close to the embedding of a goal.
 
     python hjepa.py plan --run figures/weights/hjepa.pt   # use the weights of the full run
     python hjepa.py train --preset quick     # minutes on two CPU cores: a planner that works
@@ -14,8 +17,9 @@ cross-entropy method) finds forces whose predicted embedding is close to the emb
     python hjepa.py config --preset quick    # every setting, and where its value comes from
 
 Read it from top to bottom. Sections 1 to 5 are the tutorial: every class and function takes all it
-needs as arguments and can be copied into another project. The rest deals with settings, disk and
-command line. The appendix holds what a long training needs to survive and a reader can skip.
+needs as arguments and can be copied into another project. Where a piece is built on others, its
+docstring names them after "needs:". Sections 6 to 10 train, measure and draw. The appendix holds
+what a long training needs to survive, and a reader can skip it.
 
 CONTENTS
     1. WORLD - what there is to be predicted
@@ -33,15 +37,17 @@ CONTENTS
 TIME        clip:    0     1     2     3     4     5      a clip is 5 frames; clips do not overlap
             force:      0     1     2     3     4         force k acts while clip k + 1 is filmed
             Five forces, 25 frames, are one macro-event.
-SYMBOLS     z1, z2  shallow and deep embedding of the context encoder, which sees clip 0
-            t1, t2  shallow and deep embedding of the target encoder, which sees the later clips
-            p1, p2  what the predictors P1 (short) and P2 (macro) expect t1 and t2 to be
-SHAPES      N worlds or samples, B goals that are planned for side by side, S plans per goal,
+SYMBOLS     z1, z2  shallow and deep embedding of a clip by the context encoder: what is seen
+            t1, t2  shallow and deep embedding of a clip by the target encoder: what is predicted
+            P1, P2  the short and the macro predictor
+            p1, p2  their predictions of t1 and t2
+SHAPES      N worlds or samples, B samples of a batch, or goals that are planned for side by side,
             K clips or forces, T frames in a clip, F numbers observed per frame (4 per body),
-            W transformer width, D embedding, A numbers in a force (2 per body)
+            A numbers in a force (2 per body), D embedding, W width of a layer, S plans, E elites
 
 REFERENCES
-    [1] R. A. Patil, Micro-World Models, Zenodo 2026, doi 10.5281/zenodo.20403374 (abstract only)
+    [1] R. A. Patil, Micro-World Models, Zenodo 2026, doi 10.5281/zenodo.20403374. Only its abstract
+        is public. "As in [1]" means that the abstract says so.
     [2] Bardes, Ponce, LeCun, VICReg, ICLR 2022, arXiv 2105.04906
     [3] LeCun, A Path Towards Autonomous Machine Intelligence, 2022, sections 4.4 to 4.7
     [4] Peebles, Xie, Scalable Diffusion Models with Transformers, 2022, arXiv 2212.09748
@@ -72,19 +78,21 @@ import torch.nn.functional as F
 
 # 1. WORLD - what there is to be predicted
 ###################################################################################################
-# A small simulator that is easy in one way and hard in another. Between contacts a body flies a
-# parabola, which any network learns. A contact depends on two positions, two velocities and two
-# masses, and it magnifies small errors. A predictor that ignores contacts ("keep flying, bounce off
-# the walls") is right most of the time. Only contacts show what a world model has learnt.
+# A small simulator that is easy in one way and hard in another. Between contacts a body under a
+# constant force flies a parabola, which any network learns. A contact depends on two positions, two
+# velocities and two masses, and a small error before it is a large error after it. A predictor that
+# ignores contacts ("keep flying, bounce off the walls") is right most of the time. Only contacts
+# show what a world model has learnt.
 
 class World:
     """Discs in the box [-1, 1]^2 with elastic contacts, reflecting walls and forces.
 
     A state (N, bodies, 4) holds x, y, vx, vy of each body. A force (N, A) with A = 2 bodies holds
-    fx, fy of each body and is kept constant while it acts. Lengths are in half box widths, time is
-    in seconds. All N worlds advance together, on the device of the state.
+    fx, fy of each body and is kept constant while it acts. There is no other force. Lengths are in
+    half box widths, time is in seconds. All N worlds advance together, on the device of the state.
 
-    masses: one number per body.  radius: of a body of mass 1; area is proportional to mass.
+    masses: one number per body, the same in all worlds.  radius: of a body of mass 1; area is
+    proportional to mass.
     dt: seconds from frame to frame.  substeps: simulator steps per frame.
     force_limit: the largest force per body and axis.
     """
@@ -137,17 +145,17 @@ class World:
 
     def rollout(self, state, forces, clip_frames=5):
         """state (N, bodies, 4), forces (N, K, A) -> states (N, K clip_frames, bodies, 4) and
-        contacts (N, K clip_frames), bool: in which frames two bodies met.
+        contacts (N, K clip_frames), bool: in which frames two bodies bounced off each other.
 
-        Each force acts for clip_frames frames. The first state returned is one frame after the
+        Each force is held for clip_frames frames. The first state returned is one frame after the
         start. A NaN in one world does not spread to the others.
         """
         bodies = len(self.masses)
         assert state.shape[1:] == (bodies, 4), state.shape
         assert forces.shape[2] == 2 * bodies, forces.shape
 
-        # (bodies, 2, N): the worlds lie side by side in memory, so each line below is one
-        # operation on long vectors.
+        # Worlds become the last axis: (bodies, 2, N). Each line below is then one operation on N
+        # neighbouring numbers.
         by_body = state.permute(1, 2, 0)                                  # (bodies, 4, N)
         x = by_body[:, :2].clone(memory_format=torch.contiguous_format)
         v = by_body[:, 2:].clone(memory_format=torch.contiguous_format)
@@ -184,14 +192,16 @@ class World:
     def _collide(self, x, v, dt, contact):
         r"""Elastic contacts, in place: x, v (bodies, 2, N), contact (N,).
 
-        For each pair that overlaps, go back to the moment of contact, exchange momentum along the
-        line of centres n, and let the new velocities act for the time since then:
+        For each pair that overlaps: 1. Go back by a time s to the moment of contact. 2. Exchange
+        momentum along n, the direction from centre to centre. 3. Go on for s with the new
+        velocities.
 
-            |d - s w| = r_i + r_j      d, w: relative position and velocity; s: time since contact
+            |d - s w| = r_i + r_j      d, w: relative position and velocity
             dv_i = -2 m_j / (m_i + m_j) (w . n) n          dv_j = 2 m_i / (m_i + m_j) (w . n) n
 
-        Pairs take turns. When three bodies meet, two impulses computed from one state would create
-        energy. Contacts are rare, so only the worlds that have one are touched.
+        Pairs are handled one after the other, each with the newest velocities. Handling them all at
+        once would create energy when three bodies meet. Contacts are rare, so only the worlds that
+        have one are updated.
         """
         for i in range(len(self.masses)):
             for j in range(i):
@@ -202,7 +212,8 @@ class World:
                 if len(which) == 0:
                     continue
 
-                # The time since contact solves a quadratic equation.
+                # The time since contact is the larger root of a quadratic equation; the smaller
+                # one is when they would part again. No contact is older than the substep.
                 d = gap[:, which]                                         # (2, contacts)
                 w = v[i][:, which] - v[j][:, which]
                 dd = d.square().sum(0)
@@ -212,14 +223,14 @@ class World:
                 since = (dw + discriminant.sqrt()) / ww
                 since = since.clamp_max(dt)
 
-                # The impulse acts along the line of centres at that moment.
-                n = d - since * w
-                n_squared = n.square().sum(0).clamp_min(1e-12)
-                closing = (n * w).sum(0).clamp_max(0)                     # 0 if they already part
-                impulse = -2 * closing * n / n_squared
+                # The relative velocity along the line of centres turns around.
+                line = d - since * w
+                line_squared = line.square().sum(0).clamp_min(1e-12)
+                closing = (line * w).sum(0).clamp_max(0)                  # 0 if they already part
+                turn = -2 * closing * line / line_squared                 # change of v_i - v_j
                 share = self.masses[j] / (self.masses[i] + self.masses[j])
-                dv_i = share * impulse
-                dv_j = (share - 1) * impulse
+                dv_i = share * turn
+                dv_j = (share - 1) * turn
 
                 v[i][:, which] += dv_i
                 v[j][:, which] += dv_j
@@ -230,8 +241,9 @@ class World:
     def observe(self, state):
         """state (..., bodies, 4) -> (..., F), F = 4 bodies: what the encoders see.
 
-        The scales bring positions and velocities to about unit variance. Velocity is observed:
-        from positions alone it would be a difference of a few hundredths.
+        The scales bring positions and velocities of random worlds to about unit variance. Velocity
+        is part of the observation: from one frame to the next a position changes by only about
+        0.03 of these units, and a velocity read from so small a difference would be poor.
         """
         scale = state.new_tensor([1 / 0.55, 1 / 0.55, 2.0, 2.0])
         return (state * scale).flatten(-2)
@@ -239,13 +251,13 @@ class World:
 
 # 2. DATA - what the model gets to see
 ###################################################################################################
-# A sequence is six clips: one to look at and five to predict. Clips do not overlap, so nothing can
-# be copied from one to the next; all that links them is the physics. The force that acted during
-# clip 0 is not given, since it can be read off the clip.
+# A sequence is six clips: one to look at and five to predict. Clips do not overlap: no frame is in
+# two of them, and all that links them is the physics. The force that acted during clip 0 is not
+# given, because all that it did is in the positions and velocities of the clip.
 
 def make_sequences(world, n, clips, gen, clip_frames=5, speed=0.3, device="cpu"):
     """-> states (n, clips, clip_frames, bodies, 4), forces (n, clips - 1, A),
-    contacts (n, clips, clip_frames)."""
+    contacts (n, clips, clip_frames). world.observe(states) is what the model sees."""
     start = world.reset(n, gen, speed, device)
     forces = world.random_forces(n, clips, gen, device)
     states, contacts = world.rollout(start, forces, clip_frames)
@@ -255,12 +267,13 @@ def make_sequences(world, n, clips, gen, clip_frames=5, speed=0.3, device="cpu")
 
 
 def reflect(x, flip, swap):
-    """x (N, ..., 2 m), numbers in pairs (x, y) -> the same, seen in a mirror.
+    """x (N, ..., 2 m), numbers in pairs (x, y) -> the same, seen in up to three mirrors.
 
-    swap (N,) bool exchanges the two axes; then flip (N, 2) bool turns x and y around.
+    First swap (N,) bool exchanges x and y, the mirror along the diagonal. Then flip (N, 2) bool
+    changes the sign of x, of y, or of both. All combinations are the 8 symmetries of the box.
     """
     pairs = x.reshape(len(x), -1, 2)
-    swapped = pairs.flip(-1)
+    swapped = pairs[..., [1, 0]]
     pairs = torch.where(swap[:, None, None], swapped, pairs)
     sign = 1 - 2 * flip.to(x.dtype)                                       # (N, 2)
     pairs = pairs * sign[:, None]
@@ -270,8 +283,7 @@ def reflect(x, flip, swap):
 def random_symmetry(obs, forces, gen):
     """obs (N, ..., F), forces (N, ..., A) -> each sample in one of the box's 8 symmetries.
 
-    Flip x, flip y, swap the axes: the physics stays the same, so this is free data.
-    needs: reflect
+    The physics is the same in each, so this is free data.  needs: reflect
     """
     n = len(obs)
     flip = torch.randint(0, 2, (n, 2), generator=gen) == 0
@@ -282,7 +294,7 @@ def random_symmetry(obs, forces, gen):
 
 
 def epoch_batches(obs, forces, batch, gen, symmetries=True):
-    """Yields obs (B, K, T, F) and forces (B, K - 1, A) in an order that only gen decides.
+    """Yields obs (B, K, T, F) and forces (B, K - 1, A), shuffled by gen.
 
     Samples that do not fill a batch are left out: the loss needs the statistics of a full one.
     needs: random_symmetry, reflect
@@ -299,14 +311,15 @@ def epoch_batches(obs, forces, batch, gen, symmetries=True):
 # 3. MODEL - two encoders, two predictors, two small maps
 ###################################################################################################
 # The encoder is a one-dimensional Vision Transformer. A frame is a token, and attention runs over
-# the frames of a clip. The embedding is read out twice on the way up: as in [1], the shallow one
-# feeds the short predictor, and the deep one feeds the macro predictor.
+# the frames of a clip. The encoder gives two embeddings. As in [1], the shallow one, read after few
+# blocks, feeds the short predictor: where is everything, how fast does it move. The deep one, read
+# after all blocks, feeds the macro predictor: what will have become of it.
 
 class Block(nn.Module):
     """tokens (N, T, W) -> (N, T, W): a pre-norm transformer block.
 
-    Attention is written out. With five tokens the fused library call costs more than it saves
-    (figures/speed_step.py measures it).
+    Attention is written out. With five tokens the library call is slower in bfloat16 and no faster
+    in float32 (figures/speed_step.py measures it).
     """
 
     def __init__(self, width, heads, mlp_ratio=2):
@@ -326,9 +339,7 @@ class Block(nn.Module):
         qkv = qkv.unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                              # (N, heads, T, W/heads)
         scores = (q * self.scale) @ k.transpose(-1, -2)                   # (N, heads, T, T)
-        attention = scores.softmax(-1)
-        attention = attention.to(v.dtype)                                 # autocast gives float32
-        mixed = attention @ v                                             # (N, heads, T, W/heads)
+        mixed = scores.softmax(-1) @ v                                    # (N, heads, T, W/heads)
         mixed = mixed.transpose(1, 2).flatten(2)                          # (N, T, W)
         x = x + self.out(mixed)
         x = x + self.mlp(self.norm2(x))
@@ -338,8 +349,8 @@ class Block(nn.Module):
 def read_out(frames, width, latent):
     """-> a module: tokens (N, T, W) -> embedding (N, D).
 
-    It reads all tokens side by side, so it knows which frame is which. No norm follows: the loss
-    acts on these very numbers, and a norm would work against its variance term.
+    It reads all tokens side by side; a mean over frames would lose what changes between them. No
+    norm follows: VICReg (section 4) asks each of these numbers to vary, and a norm would interfere.
     """
     return nn.Sequential(nn.LayerNorm(width),
                          nn.Flatten(),
@@ -349,7 +360,7 @@ def read_out(frames, width, latent):
 class Encoder(nn.Module):
     """clip (N, T, F) -> shallow and deep embedding, (N, D) each.
 
-    depth: all blocks, below the deep read-out.  shallow_depth: blocks below the shallow one.
+    depth: blocks before the deep read-out.  shallow_depth: blocks before the shallow read-out.
     needs: Block, read_out
     """
 
@@ -365,7 +376,7 @@ class Encoder(nn.Module):
         self.read_deep = read_out(frames, width, latent)
 
     def tokens(self, clip):
-        """clip (N, T, F) -> tokens (N, T, W), from which `shallow` and `deep` go on."""
+        """clip (N, T, F) -> tokens (N, T, W) after the lower blocks, for `shallow` and `deep`."""
         x = self.embed(clip)
         x = x + self.position.to(x.dtype)       # a float32 position would undo autocast's bfloat16
         for block in self.lower:
@@ -387,17 +398,18 @@ class Encoder(nn.Module):
         return self.shallow(tokens), self.deep(tokens)
 
 
-# Without forces a predictor could only say what happens on average. With them it answers "what if",
-# and that is all a planner needs. The forces enter twice. They are an input, since in free flight a
-# force moves a body by an amount linear in it. And they shift, scale and gate every block (adaptive
-# normalisation, [4]), so that one force can act differently in different states.
+# Without forces a predictor can only say what happens on average. With forces it answers "what if",
+# and that is all a planner needs. Forces enter in two places. They are an input beside z, since in
+# free flight a force moves a body by an amount linear in it. And they shift, scale and gate every
+# block (adaptive normalisation, [4]), so that one force can act differently in different states.
 
 class AdaptiveBlock(nn.Module):
-    """x (N, W), code (N, C) -> (N, W): a residual block that the code shifts, scales and gates.
+    """x (N, W), code of the forces (N, W/4) -> (N, W): a residual block that forces modulate.
 
         x + (1 + gate) mlp((1 + scale) norm(x) + shift)
 
-    1 + gate, so that a block without training already passes its mlp on.
+    DEVIATION: in [4] the gate starts at 0. Here it starts near 1, and the predictor's last layer is
+    scaled down instead.
     """
 
     def __init__(self, width, code):
@@ -430,19 +442,18 @@ class Predictor(nn.Module):
         self.blocks = nn.ModuleList(adaptive)
         self.norm = nn.LayerNorm(width)
 
-        # Start close to "nothing changes". An untrained predictor that is rolled out five times
-        # would give noise, and the noise would reach the encoders as gradient.
+        # Start with small steps. Untrained, a predictor gives noise, five steps of a roll-out
+        # amplify it, and its gradient would reach the encoders.
         with torch.no_grad():
             self.leave.weight.mul_(0.1)
             self.leave.bias.mul_(0.1)
 
     def forward(self, z, forces):
         code = self.force(forces)
-        x = torch.cat([z, forces.to(z.dtype)], -1)
-        x = self.enter(x)
+        x = self.enter(torch.cat([z, forces], -1))
         for block in self.blocks:
             x = block(x, code)
-        return z + self.leave(self.norm(x))                               # most of z carries over
+        return z + self.leave(self.norm(x))     # from clip to clip, most of an embedding stays
 
 
 # How the parts fit together:
@@ -450,13 +461,17 @@ class Predictor(nn.Module):
 #   clip 0 --context--> z1 --P1(force 0)--> p1 --P1(force 1)--> p1 ... each like t1 of its clip
 #                 '---> z2 --P2(forces 0 to 4)----------------> p2     like t2 of clip 5
 #
-# Both predictors start in the space of the context encoder and end in the space of the target
-# encoder. P1 is trained on its own output, so it can be applied again and again. P2 is trained for
-# one jump only: its output is a t2, its input a z2, so it cannot be applied twice. And P1's output
-# is a t1, so P2 cannot take over from P1 either. Two small maps close the gaps:
+# The encoders have weights of their own, so the embeddings of the context encoder (z1, z2) and of
+# the target encoder (t1, t2) are different spaces. P1 takes z1, and after that its own output: its
+# first step leads from z1 to t1, each later one from t1 to the next t1. It is trained on both, so
+# it can be rolled out. P2 is trained for one jump, from z2 to t2. It cannot start from its own
+# output, nor from P1's. Two small maps make that possible:
 #
 #   bridge: t2 of a clip -> z2 of the same clip        jump, bridge, jump again
 #   lift:   t1 of a clip -> z2 of the same clip        short steps, lift, then jump
+#
+# This file trains the maps. figures/hierarchy.py plans with them, over two and three macro-events,
+# in the spirit of [3].
 
 def small_map(latent):
     """-> a module: (N, D) -> (N, D), from one embedding of a clip to another one."""
@@ -468,7 +483,7 @@ def small_map(latent):
 class HJEPA(nn.Module):
     """The whole model. features: F, frames: T, actions: A, event_clips: clips of a macro-event.
 
-    shared=True uses one encoder for context and target.
+    It has no forward: see `embeddings` (section 4). shared=True uses one encoder for both roles.
     needs: Encoder, Block, read_out, Predictor, AdaptiveBlock, small_map
     """
 
@@ -487,10 +502,11 @@ class HJEPA(nn.Module):
 
     def rollout(self, z1, forces):
         """z1 (N, D), forces (N, K, A) -> p1 (N, K, D): P1 applied K times, to its own output."""
+        z = z1
         path = []
         for force in forces.unbind(1):
-            z1 = self.short(z1, force)
-            path.append(z1)
+            z = self.short(z, force)
+            path.append(z)
         return torch.stack(path, 1)
 
     def jump(self, z2, forces):
@@ -500,11 +516,18 @@ class HJEPA(nn.Module):
 
 # 4. LOSS - why the embeddings do not collapse
 ###################################################################################################
-# Both encoders are free, so the prediction error alone has a perfect and useless solution: embed
-# everything as the same point. Many systems avoid it with a target network that is frozen or
-# averaged. Here, as in [1], gradients reach both encoders and the loss itself forbids the collapse:
-# each dimension must vary over samples (variance term), and no two dimensions may say the same
-# (covariance term).
+# The prediction error trains both encoders. Alone, it has a perfect and useless solution: all clips
+# get the same embedding. Many systems avoid it with a target network that is frozen or averaged.
+# Here, as in [1], the loss itself forbids the collapse. Each dimension of an embedding must vary
+# over samples (variance term), and no two dimensions may say the same (covariance term). The terms
+# act on what the encoders give, z1, t1, z2 and t2, since that is what could collapse.
+#
+# A step of training is then (section 8 adds batches, schedule and checks):
+#
+#   total, terms = objective(model, obs, forces, weights)
+#   optimizer.zero_grad()
+#   total.backward()
+#   optimizer.step()
 
 def vicreg_terms(z, gamma=1.0, eps=1e-4):
     r"""z (..., N, D) -> dict of two scalars >= 0, averaged over leading axes, in float32.
@@ -512,11 +535,11 @@ def vicreg_terms(z, gamma=1.0, eps=1e-4):
         std = 1/D sum_j max(0, gamma - sqrt(Var(z_j) + eps))                          [2] eq. 1-2
         cov = 1/D sum_{i != j} C_ij^2,   C = 1/(N-1) sum_n (z_n - mean)(z_n - mean)^T  [2] eq. 3-4
 
-    N counts samples. If time were pooled into it, an encoder that only counts frames, z(n, t) =
-    f(t), would satisfy both terms. Without eps the gradient of a constant batch is NaN. White noise
-    does not score 0 but about D / N: so large is the error of estimating D^2 covariances from N
-    samples. ValueError for fewer than two samples.
-    DEVIATION: the published code of [2] halves std over its two branches; here it is summed.
+    N counts samples. Leading axes are not pooled into it: an encoder that only counts clips,
+    z(clip, n) = f(clip), would then satisfy the variance term. Without eps the gradient of a
+    constant batch is NaN. White noise scores about D / N in cov, because D^2 covariances are
+    estimated from N samples. ValueError for fewer than two samples.
+    DEVIATION: the published code of [2] halves std over its two branches; its paper does not.
     """
     z = z.float()
     n, d = z.shape[-2:]
@@ -538,7 +561,7 @@ def embeddings(model, obs, forces):
     """obs (B, K, T, F), forces (B, K - 1, A) -> dict of what the loss compares.
 
     z1, z2 (B, D) of the first clip; t1 (K - 1, B, D) of each later clip, t2 (B, D) of the last;
-    p1 (K - 1, B, D) and p2 (B, D): what the predictors expect t1 and t2 to be.
+    p1 (K - 1, B, D) and p2 (B, D), the predictions of t1 and t2. K - 1 must be model's event_clips.
     """
     batch, clips = obs.shape[:2]
     z1, z2 = model.context(obs[:, 0])
@@ -560,12 +583,11 @@ def prediction_errors(e):
 
 
 def map_errors(model, obs, e):
-    """-> dict(bridge, lift): how far the two maps are from z2 of the last clip.
+    """-> dict(bridge, lift): mean squared errors of the two maps on the last clip.
 
-    That z2 is held fixed: the maps shall move towards the context encoder, not the encoder towards
-    the maps. Call this after the pass that has a gradient. Under autocast, PyTorch keeps the
-    bfloat16 copies of the weights it has made; a copy first made here would carry no gradient, and
-    that pass would use it.
+    Their target is z2 of that clip, and no gradient goes into it: the maps follow the context
+    encoder, not the other way round. Call this after `embeddings`. Autocast keeps a bfloat16 copy
+    of each weight that it has met. A copy first made here, without gradient, would be used there.
     """
     with torch.no_grad():
         _, z2_last = model.context(obs[:, -1])
@@ -581,17 +603,19 @@ def objective(model, obs, forces, weights, *, embed=embeddings,
               gather=None):
     r"""obs (B, K, T, F), forces (B, K - 1, A) -> total, terms (dict of scalars).
 
-        composite = pred [ 1/(K-1) sum_k MSE(p1_k, t1_k) + MSE(p2, t2) ]                  [2] eq. 5
-                  + sum over z1, t1, z2, t2 of [ std std(.) + cov cov(.) ]                [2] eq. 6
-        total     = composite + map [ MSE(bridge(t2), z2') + MSE(lift(t1), z2') ]
+        composite = w_pred [ 1/(K-1) sum_k MSE(p1_k, t1_k) + MSE(p2, t2) ]                [2] eq. 5
+                  + sum over z in (z1, t1, z2, t2) of [ w_std std(z) + w_cov cov(z) ]     [2] eq. 6
+        total     = composite + w_map [ MSE(bridge(t2), z2') + MSE(lift(t1), z2') ]
 
-    weights: dict(pred, std, cov, map); [2] has 25, 25 and 1 for the first three. MSE is the mean
-    over samples and dimensions. z2' is z2 of the last clip. To try another loss, replace one of the
-    functions embed, predict, regularise (its terms need weights of their names) or link. gather
-    (..., n, D) -> (..., N, D) brings in the samples of other processes.
+    MSE is the mean over samples and dimensions. In the last line t1, t2 and z2' are of the last
+    clip, and z2' is held fixed. weights: dict(pred, std, cov, map); [2] has 25, 25 and 1 for the
+    first three. To try another loss, replace one of the functions: embed, predict, regularise (its
+    terms need weights of their names) or link. With several processes, gather (..., n, D) ->
+    (..., N, D) brings in the samples of the others.
     DEVIATION: [2] writes a sum over dimensions; its authors' code, like this one, takes the mean.
-    DEVIATION: [1] has no maps (weight 0). They chain the levels. Their gradient is also meant to
-    keep the deep target from dropping what is hard to predict, which VICReg does not notice.
+    DEVIATION: the abstract of [1] has no maps (w_map = 0). They chain the levels. Their gradient
+    also reaches t2, which must then keep what z2' of the same clip holds, even if that is hard to
+    predict. VICReg would not notice its loss.
     needs: embeddings, prediction_errors, vicreg_terms, map_errors
     """
     e = embed(model, obs, forces)
@@ -616,7 +640,12 @@ def objective(model, obs, forces, weights, *, embed=embeddings,
 # The goal is a clip, and the target encoder embeds it. A plan is good if the embedding predicted
 # for it is close to the goal's. There is no reward and no decoder. The search is the cross-entropy
 # method [5]: sample plans, keep the best few, fit a Gaussian to them, sample again. It uses no
-# gradient, and a landscape full of contacts has few useful ones.
+# gradient of the cost. To plan, and to act:
+#
+#   def cost_to_go(now, clips_left):
+#       return short_cost(model, world.observe(now), world.observe(goal))
+#
+#   states, forces = replan(world, clip, 5, cost_to_go, [torch.Generator()])
 
 def better_of(plan, cost, other, other_cost):
     """Plans (B, K, A) and costs (B,), twice -> for each goal the cheaper plan, and its cost."""
@@ -630,9 +659,10 @@ def cem(cost, mean, std, gens, *, samples=100, iterations=6, elites=10,
         low=-2.0, high=2.0, floor=0.02):
     """cost: plans (B, S, K, A) -> (B, S); start mean, std (B, K, A) -> best plan, its cost (B,).
 
-    B goals are searched side by side. Any cost will do, of any model or none.
-    - Goal b draws its noise from the CPU generator gens[b], so its result depends neither on the
-      other goals nor on the device.
+    B goals are searched side by side. Any cost will do, of any model or none. low, high: bounds of
+    each force. floor, in the same units, is added to each fitted deviation.
+    - Goal b draws its noise from the CPU generator gens[b]: the same noise on every device, and
+      whatever other goals there are.
     - A cost of NaN counts as infinitely bad.
     - The mean competes with the samples, so a good start is never lost.
     - The best plan ever seen is returned.
@@ -670,7 +700,7 @@ def cem(cost, mean, std, gens, *, samples=100, iterations=6, elites=10,
         mean = elite_plans.mean(1)
         std = elite_plans.std(1) + floor
 
-    # The last mean has not been tried yet. The elites scatter around it, so it often wins.
+    # The last mean has not been tried yet. It is the centre of the elites, so it often is the best.
     mean_cost = safe_cost(mean[:, None])[:, 0]
     return better_of(best, best_cost, mean, mean_cost)
 
@@ -706,9 +736,9 @@ def macro_cost(model, clip, goal):
 
 
 def reflections(x, views):
-    """x (B, ..., 2 m) -> (views B, ..., 2 m): x itself, then its reflections, 8 in all.
+    """x (B, ..., 2 m) -> (views B, ..., 2 m): x, then x seen in others of the box's 8 symmetries.
 
-    The two of a pair are opposites, so that two views differ as much as two can.  needs: reflect
+    The second of each pair has what the first has not: flips and swap.  needs: reflect
     """
     symmetries = ["000", "111", "100", "101", "010", "011", "110", "001"]  # flip x, flip y, swap
     seen = []
@@ -720,7 +750,7 @@ def reflections(x, views):
 
 
 def reflected_cost(make_cost, model, clip, goal, views=2):
-    """make_cost(model, clip, goal (B, T, F)) -> its cost, averaged over `views` reflections.
+    """make_cost: short_cost or macro_cost -> its cost for `cem`, averaged over `views` symmetries.
 
     The physics is the same in each; the model's errors at contacts are not.  needs: reflections,
     reflect
@@ -741,7 +771,8 @@ def plan_once(world, clip, clips, cost_to_go, gens, init_std=0.6, clip_frames=5,
     """Open loop: plan once, then apply all forces.
 
     clip (B, T, bodies, 4): the states seen so far.  clips: how many clips ahead the goal is.
-    cost_to_go(clip, clips) -> the cost that `cem` minimises.  gens: one CPU generator per goal.
+    cost_to_go(states seen so far, clips left) -> the cost that `cem` minimises, for example
+    short_cost on world.observe(states).  gens: one CPU generator per goal.
     init_std: first deviation, in force limits.  budget: samples, iterations, elites of `cem`.
     -> states (B, clips clip_frames, bodies, 4), forces (B, clips, A).  needs: cem, better_of
     """
@@ -759,9 +790,9 @@ def replan(world, clip, clips, cost_to_go, gens, init_std=0.6, clip_frames=5,
            **budget):
     """Closed loop: plan all that is left, apply the first force for one clip, look, plan again.
 
-    Arguments and results as in `plan_once`; cost_to_go(clip, clips left) is asked before each
-    search. The simulator only moves on. It is never asked what would happen, nor whether the goal
-    is reached.  needs: cem, better_of
+    Arguments and results as in `plan_once`. Each search starts from the rest of the last plan. The
+    simulator only carries out the force that was chosen: it is not asked what another force would
+    do, nor whether the goal is reached.  needs: cem, better_of
     """
     limit = world.force_limit
     mean = clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
@@ -774,7 +805,7 @@ def replan(world, clip, clips, cost_to_go, gens, init_std=0.6, clip_frames=5,
         clip, _ = world.rollout(clip[:, -1], force, clip_frames)
         states.append(clip)
         forces.append(force)
-        mean = plan[:, 1:]                      # the next search starts from the rest of this plan
+        mean = plan[:, 1:]
     return torch.cat(states, 1), torch.cat(forces, 1)
 
 
@@ -783,9 +814,10 @@ def replan(world, clip, clips, cost_to_go, gens, init_std=0.6, clip_frames=5,
 
 # 6. SETTINGS - every number that can be changed, and where it comes from
 ###################################################################################################
-# The command line is generated from this class. The second argument of `opt` says where a value
-# comes from: "paper": the abstract of [1]; "vicreg": [2]; "design": fixed before training, by what
-# the world needs or by common practice; "tuned": chosen on validation worlds.
+# The class Config holds the settings of a run, and the command line is generated from it. The
+# second argument of `opt` says where a value comes from: "paper": the abstract of [1]; "vicreg":
+# [2]; "design": fixed before training, by what the world needs or by common practice; "tuned":
+# chosen on validation worlds.
 
 class Refusal(Exception):
     """What the person at the terminal can mend: printed as one line, exit code 2."""
@@ -797,7 +829,7 @@ def opt(default, source, meaning, choices=None):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-# Smallest and largest value of each number: wide, but a typing error does not start a training.
+# Smallest and largest value of each number. The ranges are wide: they catch typing errors.
 ALLOWED = {
     "masses": (1e-3, 1e3), "radius": (1e-3, 0.5), "dt": (1e-4, 1.0), "substeps": (1, 1000),
     "force_limit": (1e-6, 1e3), "start_speed": (0.0, 10.0), "sequences": (1, 10**7),
@@ -854,7 +886,7 @@ class Config:
     depth: int = opt(3, "tuned", "transformer blocks below the deep embedding")
     shallow_depth: int = opt(1, "tuned", "transformer blocks below the shallow embedding")
     heads: int = opt(4, "design", "attention heads")
-    mlp_ratio: int = opt(2, "tuned", "hidden width of a block, in widths")
+    mlp_ratio: int = opt(2, "tuned", "hidden width of a block, as a multiple of width")
     shared: bool = opt(False, "paper", "one encoder for context and target instead of two")
     short_width: int = opt(384, "design", "width of the short predictor")
     macro_width: int = opt(640, "tuned", "width of the macro predictor")
@@ -924,8 +956,7 @@ def generator(seed, purpose, index=0):
     """A fresh CPU generator that depends on its arguments alone.
 
     There is no random state to save or to disturb: the same numbers are drawn however often a run
-    is evaluated, interrupted or moved to another device. Another purpose draws other numbers, so a
-    purpose must not be renamed: results would change.
+    is evaluated, interrupted or moved to another device. To rename a purpose changes results.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
@@ -938,7 +969,8 @@ def build_world(config):
 
 
 def build_model(config):
-    """Config -> HJEPA on the CPU, with the start weights of its seed. Global randomness is kept."""
+    """Config -> HJEPA on the CPU, with the start weights of its seed. The global random state of
+    the CPU is left as it was."""
     bodies = len(config.masses)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
@@ -952,9 +984,10 @@ def build_model(config):
 
 # 7. EVALUATION - what is in the embeddings, and do plans work
 ###################################################################################################
-# Everything here is computed in float32, whatever the precision of the training was.
+# Models are evaluated in float32, whatever the precision of their training was. A goal is reached
+# if the final distance to it is below REACHED, in half box widths. The distance is the mean over
+# bodies ("mean body") or that of the farthest one ("worst body").
 
-# A goal is reached if a body's centre is as close as this; the box is 2 wide.
 REACHED = 0.1
 STRICT = 0.05
 
@@ -975,7 +1008,8 @@ def draw_sequences(world, config, n, seed, purpose, device):
 def latents(model, obs, forces, chunk=4096):
     """obs (N, K, T, F), forces (N, K - 1, A) -> dict of embeddings (N, D) on the CPU.
 
-    z1, z2 of the first clip; t1, t2 of the last; p1, p2: what P1, rolled out, and P2 expect of it.
+    z1, z2 of the first clip; t1, t2 of the last clip; p1 (P1 rolled out) and p2 predict them. So
+    t1 and p1 have no clip axis here, as they have in `embeddings`.
     """
     parts = {name: [] for name in ("z1", "z2", "t1", "t2", "p1", "p2")}
     for some_obs, some_forces in zip(obs.split(chunk), forces.split(chunk)):
@@ -989,10 +1023,11 @@ def latents(model, obs, forces, chunk=4096):
 
 
 def effective_rank(z):
-    """z (N, D) -> exp(entropy of the normalised singular values of centred z), 1 to D: RankMe [6].
+    """z (N, D) -> exp(entropy of the normalised singular values of z), 1 to D: how many dimensions
+    are used.
 
-    How many dimensions are used. Not to be called under autocast: bfloat16 rounding looks like
-    extra dimensions.
+    Not to be called under autocast: bfloat16 rounding looks like extra dimensions.
+    DEVIATION: [6], RankMe, does not subtract the mean.
     """
     z = (z - z.mean(0)).cpu()
     singular = torch.linalg.eigvalsh(z.T @ z).clamp_min(0).sqrt()
@@ -1026,7 +1061,7 @@ def ridge(training, validation, strengths=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)):
         weight = torch.linalg.solve(gram + strength * eye, moment) / scale[:, None]
         offset = y.mean(0) - centre @ weight
         score = r2(x_validation @ weight + offset, y_validation).mean().item()
-        if score > best_score or strength == strengths[0]:
+        if score > best_score or strength == strengths[0]:                # a NaN is never above
             best_score = score
             best = weight, offset
     return best
@@ -1055,8 +1090,9 @@ def make_goals(world, n, clips, gen, clip_frames=5, speed=0.3):
     """n goals, `clips` clips ahead -> dict(clip, goal (n, clip_frames, bodies, 4), forces
     (n, clips, A), contact (n,)), on the CPU.
 
-    A goal is what the same world shows under hidden random forces, so it can be reached. Goals that
-    need no force are left out: without force the worst body must miss by more than 2 REACHED.
+    A goal is what the same world shows under hidden random forces, so it can be reached. A goal is
+    kept only if zero force misses it: the worst body must end more than 2 REACHED away. Not all
+    worlds pass, so more are drawn than are needed.
     """
     states, forces, contacts = make_sequences(world, 8 * n + 64, clips + 1, gen, clip_frames, speed)
     idle, _ = world.rollout(states[:, 0, -1], torch.zeros_like(forces), clip_frames)
@@ -1100,7 +1136,7 @@ def run_planner(name, model, world, config, clip, goal, gens):
 def try_goals(planner, model, world, config, goals, seed, device):
     """-> final errors (n, bodies), states and forces per goal (see run_planner), seconds per goal.
 
-    One goal after the other, so that no result depends on which goals share a batch.
+    One goal after the other: in a batch, rounding would depend on the other goals.
     """
     start = time.perf_counter()
     n = len(goals["clip"])
@@ -1140,13 +1176,15 @@ def validate(model, world, config, device, goals=None, n=2048):
     """What training looks at besides its losses, on validation worlds -> dict
 
     std_min, std_avg: smallest and mean standard deviation over the dimensions of z1, t1, z2, t2.
-    rank: the smallest effective rank of the four. With goals, since losses can fall while planning
-    gets worse: decode_p1, decode_p2: R2 of positions decoded from p1 and p2; goals_replanned,
-    goals_macro: shares of goals that "short replanned" and "macro open loop" reach (mean body).
+    rank: the smallest effective rank of the four. With goals four numbers more, since losses can
+    fall while planning gets worse. decode_p1, decode_p2: R2 of positions decoded from p1 and p2.
+    goals_replanned, goals_macro: shares of goals that "short replanned" and "macro open loop" reach
+    (mean body).
     """
     seed = config.validation_seed
     states, forces, _ = draw_sequences(world, config, 3 * n, seed, "watch", device)
-    used = slice(0, None) if goals else slice(2 * n, None)                # gauges need a third
+    # Only the probes need all three thirds.
+    used = slice(0, None) if goals else slice(2 * n, None)
     z = latents(model, world.observe(states[used]), forces[used])
     sets = [z[name][-n:] for name in ("z1", "t1", "z2", "t2")]
     std = torch.cat([s.std(0) for s in sets])
@@ -1172,8 +1210,8 @@ def validate(model, world, config, device, goals=None, n=2048):
 ###################################################################################################
 
 def learning_rate(step, total, peak, warmup):
-    """A pure function of the step, so there is no schedule to save. 1) Linear warm-up, over at most
-    a fifth of the run. 2) A cosine from peak to zero."""
+    """Linear warm-up, over at most a fifth of the run, then a cosine from peak to zero. It depends
+    on the step alone, so there is no schedule to save."""
     warmup = min(warmup, total // 5)
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -1181,7 +1219,7 @@ def learning_rate(step, total, peak, warmup):
 
 
 def make_optimizer(model, config, device):
-    """AdamW; decay on matrices only: pulling a bias or a norm to zero regularises nothing."""
+    """AdamW. Biases and norms are not decayed: to pull them to zero regularises nothing."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
@@ -1190,10 +1228,11 @@ def make_optimizer(model, config, device):
 
 
 def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, rank=0, size=1):
-    """One pass over the data -> mean of each term, and each term of the first step (two dicts).
+    """One pass over the data -> each term's mean, and each term in the first step (two dicts).
 
-    loss(obs, forces) -> total, terms. data: all obs, all forces. Of each batch, process `rank` of
-    `size` takes its share. Refusal if a term, or a weight in the end, is not finite.
+    loss(obs, forces) -> total, terms, of the model. data: all obs, all forces. Of each batch,
+    process `rank` of `size` takes its share. Refusal if a term, or a weight in the end, is not
+    finite.
     """
     steps = config.sequences // config.batch
     gen = generator(config.seed, "batches", epoch)
@@ -1266,7 +1305,7 @@ def load(run, device="cpu"):
 
 
 def refuse_other_settings(config, saved, run):
-    """A run goes on with the settings it began with; device and number of test goals may change."""
+    """All settings must be those of the saved run, except device and number of test goals."""
     old = dataclasses.asdict(Config(**saved["config"]))
     new = dataclasses.asdict(config)
     differ = []
@@ -1295,8 +1334,8 @@ def train(config, run, objective=objective):
 
     After each epoch run/last.pt holds all that is needed to go on, run/log.jsonl the history. A
     resumed run is bitwise the run that was never stopped, on the same machine and device. Under
-    torchrun several processes share each batch; rank 0 alone locks, prints, validates and writes.
-    objective: another loss than the paper's, with the same arguments and results.
+    torchrun several processes share each batch; rank 0 alone locks, prints, validates, writes, and
+    has the whole history. objective: a loss with the arguments and results of `objective`.
     """
     device = pick_device(config.device)
     rank, size = process_rank_and_count()
@@ -1348,7 +1387,7 @@ def train(config, run, objective=objective):
             row = {"epoch": epoch + 1, **means, **gauges, "seconds": time.perf_counter() - start}
             print_row(row, head=row.keys() != columns)
             columns = row.keys()
-            if epoch == 0:
+            if epoch == 0:                      # the paper says where its composite begins
                 row = {**row, "first_step": first_step["composite"]}
             history.append(row)
             save_run(run, {"format": FORMAT, "config": dataclasses.asdict(config),
@@ -1397,7 +1436,7 @@ def provenance(args, saved, n):
 
 
 def draw_curves(args):
-    """Loss curves: composite (the paper's 121 and 40 are marked), every term, gauges, goals."""
+    """Loss curves: composite (the paper's 121 and 40 are marked), every term, goals reached."""
     saved = read_checkpoint(args.run)
     config = Config(**saved["config"])
     history = saved["history"]
@@ -1580,7 +1619,7 @@ def picture_of_plans(world, goals, number, rows, episodes):
 
 
 def save_gif(path, world, states, goal, forces, clip_frames):
-    """An episode, states (T, bodies, 4), goal (bodies, 4), forces (K, A), at half of true speed."""
+    """An episode, states (T, bodies, 4), goal (bodies, 4), forces (K, A), in slow motion."""
     from matplotlib.animation import PillowWriter
     figure, axes = new_figure(1, 1, 4, 4.2)
     writer = PillowWriter(fps=12)
@@ -1878,7 +1917,7 @@ def write_json(path, content):
 
 
 def save_run(run, content):
-    """Writes run/last.pt and run/log.jsonl; both are whole before one of them takes its name."""
+    """Writes run/last.pt and run/log.jsonl. Both are fully written before either is renamed."""
     whole = io.BytesIO()                        # torch.save to a full disk raises no OSError
     torch.save(content, whole)
     lines = [json.dumps(row) + "\n" for row in content["history"]]
@@ -1921,8 +1960,8 @@ def check_checkpoint(saved):
     """An exception unless all parts of a checkpoint are there and fit together.
 
     The model is built on the "meta" device, which holds shapes only: a forged file may claim any
-    size. Moments are compared by hand: the optimizer accepts any shape, and would then read outside
-    of its memory.
+    size. AdamW's moments are compared by hand: the optimizer accepts any shape, and would then read
+    outside of its memory.
     """
     if saved["format"] != FORMAT:
         raise ValueError(f"format {saved['format']}, this program reads {FORMAT}")
@@ -1955,8 +1994,8 @@ def process_rank_and_count():
 def gather_samples(z):
     """(..., n, D) in each process -> (..., N, D), the samples of all, with gradient to each.
 
-    Every process computes the loss of all samples, so this process's samples receive the gradient
-    once per process; DistributedDataParallel then takes the mean, which makes it once.
+    Every process computes the loss of all N samples, so gradients arrive `size` times.
+    DistributedDataParallel divides by `size`, and the result is right.
     """
     return torch.cat(torch.distributed.nn.functional.all_gather(z.contiguous()), -2)
 

@@ -135,7 +135,12 @@ if [ "$mode" = paper ]; then
         --run runs/quick-2 --frames 25 --only oracle "${open_loop[@]}"
     measure "$quick" "$out" figures/ablation.py --run runs/quick-0
     install figures/requirements-speed.txt --no-deps || say "what is not installed will be skipped"
-    for name in time step plan simulator growth; do
+    measure "$quick" "$out" figures/speed_time.py --run runs/quick-0 --precision auto \
+        --epochs 3 4 5 6 --n 100
+    for name in step growth; do
+        measure "$quick" "$out" figures/speed_$name.py --run runs/quick-0 --precision auto
+    done
+    for name in plan simulator; do
         measure "$quick" "$out" figures/speed_$name.py --run runs/quick-0
     done
 fi

@@ -4,8 +4,9 @@
     python figures/ablation.py --run runs/quick --only "shared encoder" "positions only"
     python figures/ablation.py --run runs/s0 --run runs/s1         # training seeds
 
-`full` is the run itself. A variant has the run's settings, seed and number of epochs, is trained in
-RUN/without/NAME, and goes on from there if it was interrupted; a finished one is only measured.
+`full` is the run itself. A variant has the run's settings, seed, precision and number of epochs. It
+is trained in RUN/without/NAME and continued from there if it was interrupted. A finished one is
+only measured.
 
     no variance term       nothing forbids a constant embedding
     no covariance term     dimensions may repeat each other
@@ -13,217 +14,248 @@ RUN/without/NAME, and goes on from there if it was interrupted; a finished one i
     shared encoder         one encoder for context and target instead of two
     no symmetries          without random flips and axis swaps of the box
     one-step training      P1 learns from each clip to the next, never from its own predictions
-    no macro level         the deep tap, P2 and the maps take no part in the objective
+    no macro level         the deep embedding, P2 and the maps take no part in the objective
     no maps                bridge and lift take no part: the paper's own objective
     positions only         velocity is not observed: a 0 stands in its place
 
-rows: shares of goals reached on the same test tasks (closed: P1, replanned every clip; macro: P2,
-one jump, open loop; mean and worst body within 0.1) and the difference from `full` with its paired
-interval; then, on test worlds, R2 of position and velocity from the shallow tap (ridge, strength
-chosen on validation worlds), the smallest deviation of any dimension and the smallest effective
-rank of the embeddings. Without the macro level there is no macro plan, and only the shallow
-embeddings are gauged.
+rows: shares of goals reached on the same test goals (replanned: P1, replanned every clip; macro:
+P2, one jump, open loop; mean and worst body within 0.1) and the difference from `full` with its
+paired interval; then, on test worlds, R2 of position and velocity from the shallow embedding
+(ridge, strength chosen on validation worlds), the smallest deviation of any dimension and the
+smallest effective rank of the embeddings. Without the macro level there is no macro plan, and only
+the shallow embeddings are gauged. The NPZ has the mean distance from each goal.
 """
-import contextlib
-import dataclasses
+import collections
 import functools
 import sys
-from unittest import mock
 
-import common
+from lib import cli, drawing, goals, probes, worlds
 import hjepa
 import torch
-import torch.nn.functional as F
 
-PLANS = {"closed": "short replanned", "macro": "macro open loop"}
-
-
-def objective(model, obs, forces, pred_weight=25.0, std_weight=25.0, cov_weight=1.0, map_weight=5.0,
-              gather=lambda z: z, *, stop=False, one_step=False, macro=True):
-    """hjepa.objective, with three more ways to leave a part out. Without them it is the same."""
-    batch, clips = obs.shape[:2]
-    z1, z2 = model.context(obs[:, 0])
-    later = obs[:, 1:].transpose(0, 1).flatten(0, 1)                      # ((K-1) B, T, F)
-    tokens, t1 = model.target.shallow(later)
-    t1, t2 = t1.unflatten(0, (clips - 1, batch)), model.target.deep(tokens[-batch:])
-    if one_step:                                # each clip as the context encoder sees it
-        before = obs[:, :-1].transpose(0, 1).flatten(0, 1)
-        path = model.short(model.context.shallow(before)[1], forces.transpose(0, 1).flatten(0, 1))
-        path = path.unflatten(0, (clips - 1, batch))
-    else:
-        path = model.rollout(z1, forces).transpose(0, 1)
-    leap = model.jump(z2, forces)
-
-    aim1, aim2 = (t1.detach(), t2.detach()) if stop else (t1, t2)
-    terms = {"pred1": F.mse_loss(path.float(), aim1.float()),
-             "pred2": F.mse_loss(leap.float(), aim2.float())}
-    composite = pred_weight * (terms["pred1"] + terms["pred2"] * macro)
-    for name, z in (("c1", z1), ("t1", t1), ("c2", z2), ("t2", t2)):
-        std, cov = terms["std_" + name], terms["cov_" + name] = hjepa.vicreg_terms(gather(z))
-        if macro or name in ("c1", "t1"):
-            composite = composite + std_weight * std + cov_weight * cov
-    terms["composite"] = total = composite
-    if map_weight > 0 and macro:
-        with torch.no_grad():
-            same = model.context(obs[:, -1])[1].float()
-        terms["bridge"] = F.mse_loss(model.bridge(t2).float(), same)
-        terms["lift"] = F.mse_loss(model.lift(t1[-1]).float(), same)
-        total = composite + map_weight * (terms["bridge"] + terms["lift"])
-    return total, terms
+PLANS = {"replanned": "short replanned", "macro": "macro open loop"}
+SHARES = ("mean_body", "success")
+PROBED = ("position", "velocity")
 
 
-class PlaceOnly(hjepa.World):
+def stopped_targets(e):
+    """prediction_errors without a gradient to the target encoder."""
+    stopped = {"t1": e["t1"].detach(), "t2": e["t2"].detach()}
+    return hjepa.prediction_errors({**e, **stopped})
+
+
+def one_step(model, obs, forces):
+    """embeddings, but P1 is always told the clip before, as the context encoder sees it."""
+    e = hjepa.embeddings(model, obs, forces)
+    before = obs[:, :-1].transpose(0, 1)                                  # (K - 1, B, T, F)
+    tokens = model.context.tokens(before.flatten(0, 1))
+    z1 = model.context.shallow(tokens)
+    p1 = model.short(z1, forces.transpose(0, 1).flatten(0, 1))
+    e["p1"] = p1.unflatten(0, before.shape[:2])
+    return e
+
+
+def no_macro_level(model, obs, forces):
+    """embeddings, but nothing at the macro level carries a gradient. Its terms are in the log, and
+    in the composite of the log, but they train nothing."""
+    e = hjepa.embeddings(model, obs, forces)
+    for name in ("z2", "t2", "p2"):
+        e[name] = e[name].detach()
+    return e
+
+
+def without_velocity(obs):
+    """obs (..., 4 bodies) -> the same, with 0 for each velocity."""
+    states = obs.unflatten(-1, (-1, 4))
+    return (states * states.new_tensor([1.0, 1.0, 0.0, 0.0])).flatten(-2)
+
+
+def positions_only(model, obs, forces, weights, **functions):
+    """objective, of clips without velocity. (hjepa.train itself still observes it, so the std_min,
+    std_avg and rank in the log of this variant are of no use.)"""
+    return hjepa.objective(model, without_velocity(obs), forces, weights, **functions)
+
+
+class PositionsOnly(hjepa.World):
     """Velocity is not observed."""
 
     def observe(self, state):
-        return super().observe(state * state.new_tensor([1.0, 1.0, 0.0, 0.0]))
+        return without_velocity(super().observe(state))
 
 
-# What a variant changes: settings of the config, options of `objective`, the kind of world.
+# What a variant changes: settings of the config, the objective, the world in which it is measured.
+Variant = collections.namedtuple("Variant", "settings objective world",
+                                 defaults=[{}, hjepa.objective, hjepa.World])
+
 VARIANTS = {
-    "full": ({}, {}, hjepa.World),
-    "no variance term": ({"std_weight": 0.0}, {}, hjepa.World),
-    "no covariance term": ({"cov_weight": 0.0}, {}, hjepa.World),
-    "stopped targets": ({}, {"stop": True}, hjepa.World),
-    "shared encoder": ({"shared": True}, {}, hjepa.World),
-    "no symmetries": ({"symmetries": False}, {}, hjepa.World),
-    "one-step training": ({}, {"one_step": True}, hjepa.World),
-    "no macro level": ({"map_weight": 0.0}, {"macro": False}, hjepa.World),
-    "no maps": ({"map_weight": 0.0}, {}, hjepa.World),
-    "positions only": ({}, {}, PlaceOnly),
+    "full": Variant(),
+    "no variance term": Variant({"std_weight": 0.0}),
+    "no covariance term": Variant({"cov_weight": 0.0}),
+    "stopped targets": Variant(
+        objective=functools.partial(hjepa.objective, predict=stopped_targets)),
+    "shared encoder": Variant({"shared": True}),
+    "no symmetries": Variant({"symmetries": False}),
+    "one-step training": Variant(
+        objective=functools.partial(hjepa.objective, embed=one_step)),
+    "no macro level": Variant(
+        {"map_weight": 0.0}, functools.partial(hjepa.objective, embed=no_macro_level)),
+    "no maps": Variant({"map_weight": 0.0}),
+    "positions only": Variant(objective=positions_only, world=PositionsOnly),
 }
 
 
-def world_of(name, config):
-    """A variant's world: the same physics for all, not the same observation."""
-    return VARIANTS[name][2](config.masses, config.radius, config.frame, config.substeps,
-                             config.force_limit)
+def variant_config(name, saved, device):
+    """The checkpoint of the full run -> Config of a variant."""
+    settings = {**saved["config"], **VARIANTS[name].settings, "epochs": saved["epoch"],
+                "precision": saved["precision"], "device": device.type, "validate_every": 0}
+    return hjepa.Config(**settings)
 
 
-@contextlib.contextmanager
-def without(name):
-    """Until left, hjepa.train trains the variant."""
-    with (mock.patch.object(hjepa, "objective", functools.partial(objective, **VARIANTS[name][1])),
-          mock.patch.object(hjepa, "build_world", functools.partial(world_of, name))):
-        yield
-
-
-def retrain(path, name, device):
-    """Run directory or checkpoint, variant -> its Run, trained to the same epoch as the run."""
-    saved = hjepa.read_checkpoint(path)
+def trained(path, name, device):
+    """Run directory or checkpoint file of the full run, variant -> its Run, trained as far."""
     if name != "full":
-        settings = {**saved["config"], **VARIANTS[name][0], "precision": saved["precision"],
-                    "device": device.type, "epochs": saved["epoch"], "measure_every": 0}
+        config = variant_config(name, hjepa.read_checkpoint(path), device)
         home = path if path.is_dir() else path.parent
         path = home / "without" / name.replace(" ", "-")
         print(f"{name}:", flush=True)
-        with without(name):
-            hjepa.train(hjepa.Config(**settings), path)
+        hjepa.train(config, path, objective=VARIANTS[name].objective)
     model, config = hjepa.load(path, device)
-    return common.Run(model, config, hjepa.read_checkpoint(path)["epoch"])
+    return cli.Run(model, config, hjepa.read_checkpoint(path)["epoch"])
 
 
-def gauges(run, world, macro, args):
-    """-> what is in the embeddings of test worlds, and whether they collapsed."""
-    pairs = {"position": [], "velocity": []}
-    for seed, n in ((run.config.seed, 2 * args.n), (run.config.validation_seed, args.n),
-                    (run.config.test_seed, args.n)):
-        states, forces, _ = hjepa.sequences(world, run.config, n, seed, "probe", args.device)
+def has_macro_level(name):
+    """Can the variant plan at the macro level?"""
+    return name != "no macro level"
+
+
+def probe_and_gauge(name, run, world, args):
+    """-> dict: R2 of what is read from z1 of test worlds; the smallest deviation and rank."""
+    config = run.config
+    z1, targets = [], []
+    for seed, n in ((config.seed, 2 * args.n), (config.validation_seed, args.n),
+                    (config.test_seed, args.n)):
+        states, forces, _ = hjepa.draw_sequences(world, config, n, seed, "probe", args.device)
         z = hjepa.latents(run.model, world.observe(states), forces)
-        for what, pair in pairs.items():
-            pair.append((z["z1"], hjepa.physics(states[:, 0, -1], run.config.masses)[what]))
-    sets = [z[name] for name in (("z1", "t1", "z2", "t2") if macro else ("z1", "t1"))]
-    return {**{f"{what} r2": hjepa.ridge(*pair)[0].mean().item() for what, pair in pairs.items()},
-            "std_min": min(s.std(0).min().item() for s in sets),
-            "rank": min(hjepa.effective_rank(s) for s in sets)}
+        z1.append(z["z1"])
+        targets.append(hjepa.probe_targets(states[:, 0, -1], config.masses))
+    found = {}
+    for what in PROBED:
+        training, validation, test = ((x, y[what]) for x, y in zip(z1, targets))
+        weight, offset = hjepa.ridge(training, validation)
+        guess = test[0].double() @ weight + offset
+        found[f"{what} r2"] = hjepa.r2(guess, test[1].double()).mean().item()
+    sets = [z["z1"], z["t1"]]                                             # of the test worlds
+    if has_macro_level(name):
+        sets += [z["z2"], z["t2"]]
+    found.update(probes.worst_gauges(sets))
+    return found
 
 
-def plans(run, world, macro, tasks, args):
-    """-> dict plan -> final errors (tasks, bodies)."""
-    config = dataclasses.replace(run.config, tasks=args.tasks)
-    return {short: hjepa.try_tasks(planner, run.model, world, config, tasks, config.test_seed,
-                                   args.device, args.precision)[0]
-            for short, planner in PLANS.items() if short == "closed" or macro}
+def plan_errors(name, run, world, test_goals, device):
+    """-> dict plan -> final errors (goals, bodies)."""
+    errors = {}
+    for plan, planner in PLANS.items():
+        if plan == "macro" and not has_macro_level(name):
+            continue
+        errors[plan], *_ = hjepa.try_goals(planner, run.model, world, run.config, test_goals,
+                                           run.config.test_seed, device)
+    return errors
 
 
-def summary(name, errors, measured):
-    """Errors per plan (seeds, tasks, bodies), gauges per seed -> a row."""
+def measure_variant(name, args, test_goals):
+    """Trains what is not trained yet -> errors: dict plan -> (runs, goals, bodies); and what is in
+    the embeddings, the mean over runs."""
+    errors = collections.defaultdict(list)
+    found = []
+    for path in args.run:
+        run = trained(path, name, args.device)
+        world = worlds.same_box(VARIANTS[name].world, run.config)
+        for plan, values in plan_errors(name, run, world, test_goals, args.device).items():
+            errors[plan].append(values)
+        found.append(probe_and_gauge(name, run, world, args))
+    mean = {key: sum(one[key] for one in found) / len(found) for key in found[0]}
+    return {plan: torch.stack(values) for plan, values in errors.items()}, mean
+
+
+def make_row(name, errors, found, full):
+    """Errors of the variant and of the full run, what is in the embeddings -> row."""
     row = {"variant": name}
-    for short, error in errors.items():
-        for column, reached in (("mean_body", error.mean(-1) < 0.1),
-                                ("success", error.amax(-1) < 0.1)):
-            row[f"{short} {column}"] = reached.double().mean().item()
-            row[f"{short} {column}_ci"] = common.interval(reached.numpy())
-        row[f"{short} errors"] = error.mean(-1).tolist()
-    return {**row, **{k: sum(g[k] for g in measured) / len(measured) for k in measured[0]}}
+    for plan, values in errors.items():
+        summary = goals.summary(values)
+        for share in SHARES:
+            row[f"{plan} {share}"] = summary[share]
+            row[f"{plan} {share}_ci"] = summary[share + "_ci"]
+    row.update(found)
+    for plan, values in errors.items():
+        gain = goals.differences(values, full[plan], SHARES)
+        for share in SHARES:
+            row[f"{plan} {share} gain"] = gain[share]
+            row[f"{plan} {share} gain_ci"] = gain[share + "_ci"]
+    return row
 
 
-def compare(row, errors, full):
-    """Adds the differences from the full model on the same tasks and seeds."""
-    for short, error in errors.items():
-        for column, reach in (("mean_body", lambda e: e.mean(-1)), ("success", lambda e: e.amax(-1))):
-            difference = common.paired_interval(reach(error) < 0.1, reach(full[short]) < 0.1)
-            row[f"{short} {column} gain"], row[f"{short} {column} gain_ci"] = difference
+def print_row(row):
+    """The main figures of a variant in one line."""
+    macro = f"{row['macro mean_body']:6.1%}" if "macro mean_body" in row else "  none"
+    print(f"{row['variant']:>20}: replanned, mean body {row['replanned mean_body']:6.1%}, worst "
+          f"body {row['replanned success']:6.1%}; macro {macro}; velocity R2 "
+          f"{row['velocity r2']:.4f}, rank {row['rank']:.0f}", flush=True)
+
+
+def draw_panel(ax, rows, key, title):
+    """A bar per variant; below 0 as 0."""
+    for i, row in enumerate(rows):
+        if key not in row:
+            ax.annotate(" none", (0, i), va="center", fontsize=8)
+            continue
+        spread = drawing.whiskers(row, key) if key + "_ci" in row else None
+        colour = hjepa.COLOURS[0] if row["variant"] == "full" else hjepa.COLOURS[1]
+        ax.barh(i, max(row[key], 0), xerr=spread, ecolor="0.4", color=colour)
+    ax.set_title(title, fontsize=10)
+    ax.set_yticks(range(len(rows)), [row["variant"] for row in rows])
+    ax.invert_yaxis()
 
 
 def draw(rows):
-    """Bars per variant: goals reached, probes, rank."""
-    figure, axes = hjepa.canvas(1, 4, 18, 0.6 + 0.42 * len(rows))
-    panels = (("closed success", "closed loop, worst body within 0.1"),
+    """-> figure: goals reached, probes, rank."""
+    figure, axes = hjepa.new_figure(1, 4, 18, 0.6 + 0.42 * len(rows))
+    panels = (("replanned success", "replanned, worst body within 0.1"),
               ("macro mean_body", "macro jump, mean body within 0.1"),
-              ("velocity r2", "velocity R2, shallow tap (below 0: 0)"),
+              ("velocity r2", "velocity R2, shallow embedding (below 0: 0)"),
               ("rank", "smallest effective rank"))
     for ax, (key, title) in zip(axes[0], panels):
-        for i, row in enumerate(rows):
-            value, ci = row.get(key), row.get(key + "_ci")
-            if value is None:
-                ax.annotate(" none", (0, i), va="center", fontsize=8)
-                continue
-            spread = [[value - ci[0]], [ci[1] - value]] if ci else None
-            ax.barh(i, max(value, 0), xerr=spread, ecolor="0.4", color=hjepa.COLOURS[i > 0])
-        ax.set(title=title)
-        ax.title.set_fontsize(10)
-        ax.set_yticks(range(len(rows)), [row["variant"] for row in rows])
-        ax.invert_yaxis()
+        draw_panel(ax, rows, key, title)
     for ax in axes[0, 1:]:
         ax.set_yticklabels([])
     return figure
 
 
 def measure(args, runs):
-    paths, rows, full = args.run, [], {}
-    names = ["full", *(args.only or [name for name in VARIANTS if name != "full"])]
+    """-> Results: a row per variant, the distances from each goal, the figure."""
+    if runs[0].further:
+        raise hjepa.Refusal(f"{args.run[0]} was trained further, by extend.py or refine.py, the "
+                            "variants are not: give the run that it came from")
     config = runs[0].config
-    if runs[0].extended:
-        raise hjepa.Refusal(f"{paths[0]} was trained on, by extend.py or refine.py, the variants are "
-                            "not: give the run that it came from")
-    tasks = hjepa.make_tasks(world_of("full", config), args.tasks, config.steps,
-                             hjepa.generator(config.test_seed, "tasks"), config.hold,
-                             config.start_speed)
-    for name in names:
-        macro, errors, measured = name != "no macro level", {}, []
-        for path in paths:
-            run = retrain(path, name, args.device)
-            world = world_of(name, run.config)
-            for short, error in plans(run, world, macro, tasks, args).items():
-                errors.setdefault(short, []).append(error)
-            measured.append(gauges(run, world, macro, args))
-        errors = {short: torch.stack(error) for short, error in errors.items()}
+    test_goals = goals.goals_of(config, args.goals)
+    variants = args.only or [name for name in VARIANTS if name != "full"]
+    arrays = {"contact": test_goals["contact"].numpy()}
+    rows = []
+    full = None
+    for name in ["full", *variants]:
+        errors, found = measure_variant(name, args, test_goals)
         full = full or errors
-        rows.append(summary(name, errors, measured))
-        compare(rows[-1], errors, full)
-        shown = rows[-1]
-        print(f"{name:>20}: closed loop, mean body {shown['closed mean_body']:6.1%}, worst body "
-              f"{shown['closed success']:6.1%}; macro {shown.get('macro mean_body', 0):6.1%}; "
-              f"velocity R2 {shown['velocity r2']:.4f}, rank {shown['rank']:.0f}", flush=True)
-    content = {"tasks": args.tasks, "contact": tasks["contact"].tolist(), "rows": rows,
-               "frames": config.steps * config.hold}
-    return draw(rows), args.n, content
+        rows.append(make_row(name, errors, found, full))
+        print_row(rows[-1])
+        for plan, values in errors.items():
+            arrays[f"errors/{name}/{plan}"] = values.mean(-1).numpy()     # (runs, goals)
+    content = {"frames": goals.event_frames(config), "goals": args.goals,
+               "n_contact": int(arrays["contact"].sum()), "rows": rows}
+    return cli.Results(args.n, content, arrays, lambda: draw(rows))
 
 
 if __name__ == "__main__":
-    parser = common.make_parser("ablation", __doc__, n=(4096, "test worlds that are encoded"),
-                                tasks=(200, "test tasks"))
+    parser = cli.make_parser("ablation", __doc__, n=(4096, "test worlds that are encoded"),
+                             goals=(200, "test goals"))
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS)[1:], metavar="NAME",
                         help="variants to train and measure (default: all)")
-    sys.exit(common.main(parser, measure))
+    sys.exit(cli.main(parser, measure))

@@ -1,10 +1,10 @@
 """Do two levels plan farther than one, or with less?
 
-    python figures/hierarchy.py --run figures/far.pt               # 25, 50 and 75 frames
-    python figures/hierarchy.py --run figures/hjepa.pt             # before extend.py trained it on
-    python figures/hierarchy.py --run runs/quick --frames 75 --tasks 60 --validation
+    python figures/hierarchy.py --run figures/weights/far.pt       # 25, 50 and 75 frames
+    python figures/hierarchy.py --run figures/weights/hjepa.pt     # before extend.py trained it on
+    python figures/hierarchy.py --run runs/quick --frames 75 --goals 60 --validation
 
-The tasks are those of planning.py. Every planner chooses one force per clip, sees the outcome and
+The goals are those of planning.py. Every planner chooses one force per clip, sees the outcome and
 plans again; the state at the last frame counts. Each is tried with the same settings of CEM, from
 few plans to many, so that success can be read against what it cost.
 
@@ -18,216 +18,117 @@ few plans to many, so that success can be read against what it cost.
                   short steps lead, then the short steps with the jumps fixed behind them
     oracle        flat, in the true simulator with true positions
 
-Mixed and joint are flat for the last five clips, top-down for the last nine: so at 25 frames they
-are all flat, and not tried. A call is one sample that a predictor evaluates, whichever:
-P2 is the larger one, which the seconds show. Sixteen tasks are tried side by side, each with its own
-generator: seconds per task are those of a batch, and other batches would round otherwise.
+Mixed and joint are flat for the last five clips, top-down for the last nine: at 25 frames all three
+are flat, and not tried. A call is one sample that a predictor evaluates, whichever: P2 is the
+larger one, which the seconds show. Sixteen goals are tried side by side, each with its own
+generator: seconds per goal are those of a batch, and other batches would round otherwise.
 
 An interrupted study goes on: its rows are kept in OUT/hierarchy.part.json until it is finished.
 
 rows: a planner, a horizon, a setting. pairs: a row of a two-level planner against flat on the same
-tasks, mean body within 0.1, flat's share between its settings taken as linear in the logarithm of
-what was spent. `gain_calls`, `gain_seconds`: its share minus flat's at as many calls, as many
-seconds. `saving`: the calls that flat needs for the same share over its own; 0 in an interval
-says "as cheap as flat's cheapest setting, or cheaper". Absent: outside of flat's settings. All with
-paired intervals.
+goals, mean body within 0.1. Flat's share between two of its settings is taken as linear in the
+logarithm of what was spent. `gain_calls`, `gain_seconds`: its share minus flat's at as many calls,
+as many seconds. `saving`: the calls that flat needs for the same share over its own; 0 in an
+interval says "as cheap as flat's cheapest setting, or cheaper". Absent: outside of flat's settings.
+All with paired intervals. hierarchy.npz holds every final error.
 """
 import sys
-import time
 
-import common
+from lib import cli, goals, levels, stats
 import hjepa
 import numpy as np
-import planning
-import torch
 
-SETTINGS = ((12, 3), (12, 6), (25, 6), (50, 6))               # CEM: samples per image, iterations
-TOGETHER = 16                                   # tasks side by side
+SETTINGS = ((12, 3), (12, 6), (25, 6), (50, 6))       # of CEM: samples, iterations
+TOGETHER = 16                                         # goals side by side
+PLANNERS = (*levels.PLANS, "oracle")
+TWO_LEVELS = ("mixed", "top-down", "joint")
+COLOURS = {"flat": "#2166ac", "flat, held": "#92c5de", "macro alone": "#999999",
+           "mixed": "#d6604d", "top-down": "#b2182b", "joint": "#762a83", "oracle": "#1b7837"}
 
+
+# ---- one row: a planner, a horizon, a setting
 
 def budget(config, samples, iterations):
-    """What `cem` may spend: a tenth of the samples are elites, three or more, the run's at most."""
-    return dict(samples=samples, iterations=iterations,
-                elites=min(config.elites, max(3, samples // 10)))
+    """What `cem` may spend. A tenth of the samples are elites, 3 at least, the run's at most."""
+    elites = min(config.elites, max(3, samples // 10))
+    return {"samples": samples, "iterations": iterations, "elites": elites}
 
 
-class Levels:
-    """The planners. Each is a method: clip (B, T, bodies, 4), clips left, memory -> the force for
-    the next clip (B, A) and what it wants to remember. memory is None at first.
-
-    goal (B, T, bodies, 4); gens: a CPU generator per task.
-    """
-
-    def __init__(self, run, world, goal, gens, samples, iterations):
-        self.model, self.config, self.world, self.gens = run.model, run.config, world, gens
-        self.budget = budget(run.config, samples, iterations)
-        self.span, self.goal = run.config.steps, world.observe(goal)
-
-    def images(self, x):
-        return hjepa.images(x, self.config.views)
-
-    def search(self, make_cost, clip, mean, **other):
-        """make_cost as `hjepa.mirrored` wants it; other: what differs from the budget -> the best
-        plan (B, K, A)."""
-        limit = self.world.force_limit
-        cost = hjepa.mirrored(make_cost, self.model, self.world.observe(clip), self.goal,
-                              self.config.views)
-        plan, _ = hjepa.cem(cost, mean, torch.full_like(mean, self.config.spread * limit),
-                            self.gens, low=-limit, high=limit, **{**self.budget, **other})
-        return plan
-
-    def nothing(self, clip, clips):
-        """The first mean: no force."""
-        return clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
-
-    def chained(self, first):
-        return planning.chained_cost(first, self.span)
-
-    def flat(self, clip, left, plan):
-        plan = self.nothing(clip, left) if plan is None else plan
-        plan = self.search(hjepa.short_cost, clip, plan)
-        return plan[:, 0], plan[:, 1:]
-
-    def flat_held(self, clip, left, plan):
-        """plan holds a force per 25 frames, counted back from the goal."""
-        chunk = torch.tensor([(-left % self.span + k) // self.span for k in range(left)])
-
-        def make_cost(model, clip, goal):
-            cost = hjepa.short_cost(model, clip, goal)
-            return lambda plans: cost(plans[..., chunk, :])
-        plan = self.nothing(clip, chunk[-1] + 1) if plan is None else plan
-        plan = self.search(make_cost, clip, plan)
-        return plan[:, 0], plan[:, 1:] if (left - 1) % self.span == 0 else plan
-
-    def macro_alone(self, clip, left, plan):
-        if left % self.span == 0:
-            plan = self.nothing(clip, left) if plan is None else plan
-            plan = self.search(self.chained(0), clip, plan)
-        return plan[:, 0], plan[:, 1:]
-
-    def mixed(self, clip, left, plan):
-        if left <= self.span:
-            return self.flat(clip, left, plan)
-        plan = self.nothing(clip, left) if plan is None else plan
-        plan = self.search(self.chained(left % self.span), clip, plan)
-        return plan[:, 0], plan[:, 1:]
-
-    def top_down(self, clip, left, memory):
-        """memory: the forces of both levels' plans (B, left, A), the sub-goal (views B, D). What P2
-        expects is a target z2, what P1 expects a target z1: they are compared as context z2."""
-        plan, aim = memory or (self.nothing(clip, left), None)
-        if left < 2 * self.span:
-            force, plan = self.flat(clip, left, plan)
-            return force, (plan, None)
-        if left % self.span == 0:
-            plan = self.search(self.chained(0), clip, plan)
-            z2 = self.model.context(self.images(self.world.observe(clip)))[1]
-            aim = self.model.bridge(self.model.jump(z2, self.images(plan[:, :self.span])))
-
-        def make_cost(model, clip, _):
-            return hjepa.latent_cost(lambda z, plans: model.lift(model.rollout(z, plans)[:, -1]),
-                                     model.context.shallow(clip)[1], aim)
-        first = left % self.span or self.span
-        near = self.search(make_cost, clip, plan[:, :first])
-        return near[:, 0], (torch.cat([near[:, 1:], plan[:, first:]], 1), aim)
-
-    def joint(self, clip, left, plan, rounds=2):
-        """Half of the iterations, rounded down, in each of two rounds."""
-        if left <= self.span:
-            return self.flat(clip, left, plan)
-        plan = self.nothing(clip, left) if plan is None else plan
-        first = left % self.span or self.span
-        near, far, span = plan[:, :first], plan[:, first:], self.span
-
-        def jumps_behind(model, clip, goal):
-            reached = model.rollout(model.context.shallow(clip)[1], self.images(near))[:, -1]
-            return hjepa.latent_cost(lambda z, plans: planning.chain(model, z, plans, 0, span),
-                                     model.lift(reached), model.target(goal)[1])
-
-        def steps_before(model, clip, goal):
-            behind = self.images(far)
-
-            def predict(z, plans):
-                fixed = behind.repeat_interleave(len(plans) // len(behind), 0)
-                return planning.chain(model, z, torch.cat([plans, fixed], 1), first, span)
-            return hjepa.latent_cost(predict, model.context.shallow(clip)[1], model.target(goal)[1])
-        for _ in range(rounds):
-            share = max(1, self.budget["iterations"] // rounds)
-            far = self.search(jumps_behind, clip, far, iterations=share)
-            near = self.search(steps_before, clip, near, iterations=share)
-        return near[:, 0], torch.cat([near[:, 1:], far], 1)
-
-
-PLANS = {"flat": Levels.flat, "flat, held": Levels.flat_held, "macro alone": Levels.macro_alone,
-         "mixed": Levels.mixed, "top-down": Levels.top_down, "joint": Levels.joint}
-PLANNERS = (*PLANS, "oracle")
-TWO_LEVELS = ("mixed", "top-down", "joint")
-COLOURS = dict(zip(PLANNERS, ("#2166ac", "#92c5de", "#999999", "#d6604d", "#b2182b", "#762a83",
-                              "#1b7837")))
-
-
-@torch.no_grad()
-def attempt(name, run, world, tasks, pick, samples, iterations, meter=None, device="cpu"):
-    """Planner `name` on the tasks `pick` (a tensor of numbers) -> final errors (B, bodies)."""
-    config, steps = run.config, tasks["forces"].shape[1]
-    clip, goal = (tasks[k][pick].to(device) for k in ("clip", "goal"))
+def solve(name, run, world, drawn, pick, setting, meter=None, device="cpu"):
+    """Planner `name` on the goals `pick`, side by side -> the last clip (B, T, bodies, 4)."""
+    config = run.config
+    clips = drawn["forces"].shape[1]
+    spend = budget(config, *setting)
     gens = [hjepa.generator(config.test_seed, f"hierarchy, {name}", i) for i in pick.tolist()]
+    clip = drawn["clip"][pick].to(device)
+    goal = drawn["goal"][pick].to(device)
     if name == "oracle":
-        search = planning.cost_maker(name, run, world, goal, None, meter)
-        states, _ = hjepa.replan(world, clip, steps, search, gens, config.spread, config.hold,
-                                 **budget(config, samples, iterations))
-        clip = states[:, -config.hold:]
-    else:
-        levels, memory = Levels(run, world, goal, gens, samples, iterations), None
-        for left in range(steps, 0, -1):
-            force, memory = PLANS[name](levels, clip, left, memory)
-            clip, _ = world.rollout(clip[:, -1], force.unflatten(-1, (-1, 2))[:, None], config.hold)
-    return (clip[:, -1, :, :2] - goal[:, -1, :, :2]).norm(dim=-1).cpu()
+        cost_to_go = levels.oracle_cost(world, goal, config.clip_frames, meter)
+        states, _ = hjepa.replan(world, clip, clips, cost_to_go, gens, config.init_std,
+                                 config.clip_frames, **spend)
+        return states[:, -config.clip_frames:]
+    planners = levels.Levels(run, world, goal, gens, spend)
+    return levels.replan_levels(name, planners, clip, clips, config.clip_frames)
 
 
-def try_setting(name, runs, world, tasks, setting, args):
-    """-> errors (runs, tasks, bodies), calls and seconds per task."""
-    n, errors, calls, start = len(tasks["clip"]), [], 0, time.perf_counter()
-    parts = torch.arange(n).split(TOGETHER)
-    for run in runs[:1] if name == "oracle" else runs:
-        label = f"{tasks['forces'].shape[1]} clips, {name} {setting[0]} x {setting[1]}"
-        with planning.metered(run.model) as meter, hjepa.autocast(args.device, args.precision):
-            errors.append(torch.cat([
-                attempt(name, run, world, tasks, part, *setting, meter, args.device)
-                for part in hjepa.bar(parts, label, len(parts))]))
-        calls += meter["calls"]
-    return torch.stack(errors), calls / n / len(errors), (
-        time.perf_counter() - start) / n / len(errors)
+def try_setting(name, runs, world, drawn, setting, device):
+    """setting: samples, iterations -> goals.Tried."""
+    def solve_setting(run, pick, meter):
+        return solve(name, run, world, drawn, pick, setting, meter, device)
+    label = f"{drawn['forces'].shape[1]} clips, {name} {setting[0]} x {setting[1]}"
+    return goals.try_goals(solve_setting, runs[:1] if name == "oracle" else runs, drawn, label,
+                           TOGETHER)
 
+
+def make_row(name, frames, setting, tried, contact):
+    """What was tried -> a row, its errors (runs, n, bodies) included."""
+    outcomes = goals.outcomes(tried.errors)
+    near = outcomes["mean_body"]
+    row = {"planner": name, "frames": frames, "samples": setting[0], "iterations": setting[1],
+           "predictor_calls": tried.calls, "seconds": tried.seconds,
+           "mean_body": near.mean().item(), "mean_body_ci": stats.interval(near),
+           "success": outcomes["success"].mean().item()}
+    for key, who in (("contact_mean_body", contact), ("no_contact_mean_body", ~contact)):
+        row[key] = near[:, who].mean().item() if who.any() else None
+    return {**row, "errors": tried.errors.tolist()}
+
+
+# ---- two levels against flat
 
 def reached(row):
-    """-> bools (runs, tasks): mean body within 0.1."""
-    return (torch.tensor(row["errors"]).mean(-1) < 0.1).numpy()
+    """-> bools (runs, n): mean body within 0.1."""
+    return goals.outcomes(row["errors"])["mean_body"]
 
 
 def calls_saved(row, flat):
-    """Calls that flat needs for the row's success, over the row's own: ratio, [low, high]; None if
-    no flat row reaches as many goals, or each does. flat: its rows, the cheapest first. Between two
-    of them success is taken as linear in the logarithm of the calls.
+    """Calls that flat needs for the row's success, over the row's own -> ratio, [low, high].
+
+    flat: its rows, the cheapest first. Between two of them success is taken as linear in the
+    logarithm of the calls. None if no flat row reaches as many goals, or each does.
     """
     calls = np.log([rival["predictor_calls"] for rival in flat])
 
-    def ratio(mine, theirs):                    # at a flat cheaper than any that was tried: 0
+    def ratio(mine, theirs):                    # 0 where flat's cheapest setting is good enough
         needed = np.interp(mine, np.maximum.accumulate(theirs), calls, left=-np.inf)
         return np.exp(needed) / row["predictor_calls"]
-    mine, theirs = reached(row).mean(), [reached(rival).mean() for rival in flat]
+    mine = reached(row).mean()
+    theirs = [reached(rival).mean() for rival in flat]
     if not flat or not theirs[0] <= mine <= max(theirs):
         return None
-    draws = common.resampled_means(reached(row)), np.transpose(
-        [common.resampled_means(reached(rival)) for rival in flat])
-    return ratio(mine, theirs).item(), common.percentiles([ratio(*pair) for pair in zip(*draws)])
+    my_draws = stats.resampled_means(reached(row))
+    their_draws = np.transpose([stats.resampled_means(reached(rival)) for rival in flat])
+    ratios = [ratio(*pair) for pair in zip(my_draws, their_draws)]
+    return ratio(mine, theirs).item(), stats.percentiles(ratios)
 
 
 def flat_at(row, flat, key):
-    """flat: its rows -> what flat reaches, floats (runs, tasks), where it spends as much of `key` as
-    the row: between two of its settings, linear in the logarithm. None outside of them."""
+    """What flat reaches where it spends as much of `key` as the row -> floats (runs, n).
+
+    Between two of its settings it is taken as linear in the logarithm. None outside of them.
+    """
     flat = sorted(flat, key=lambda rival: rival[key])
-    spent, mine = np.log([rival[key] for rival in flat]), np.log(row[key])
+    spent = np.log([rival[key] for rival in flat])
+    mine = np.log(row[key])
     if len(flat) < 2 or not spent[0] <= mine <= spent[-1]:
         return None
     k = max(1, np.searchsorted(spent, mine))
@@ -236,48 +137,55 @@ def flat_at(row, flat, key):
 
 
 def compare(rows, frames):
-    """What two levels gain over flat, for one horizon."""
-    flat = sorted((row for row in rows if row["planner"] == "flat" and row["frames"] == frames),
+    """What two levels gain over flat, for one horizon -> pairs."""
+    rows = [row for row in rows if row["frames"] == frames]
+    flat = sorted((row for row in rows if row["planner"] == "flat"),
                   key=lambda row: row["predictor_calls"])
     pairs = []
     for row in rows:
-        if row["frames"] != frames or row["planner"] not in TWO_LEVELS:
+        if row["planner"] not in TWO_LEVELS:
             continue
-        pair = {"frames": frames, **{k: row[k] for k in ("planner", "samples", "iterations")}}
+        pair = {key: row[key] for key in ("frames", "planner", "samples", "iterations")}
         for name, key in (("gain_calls", "predictor_calls"), ("gain_seconds", "seconds")):
             rival = flat_at(row, flat, key)
             if rival is not None:
-                pair[name], pair[name + "_ci"] = common.paired_interval(reached(row), rival)
-        if saved := calls_saved(row, flat):
+                pair[name], pair[name + "_ci"] = stats.paired_interval(reached(row), rival)
+        saved = calls_saved(row, flat)
+        if saved is not None:
             pair["saving"], pair["saving_ci"] = saved
         pairs.append(pair)
     return pairs
 
 
+# ---- the picture
+
 def draw(rows, horizons, n):
     """Success against predictor calls above, against seconds below; a column per horizon."""
-    figure, axes = hjepa.canvas(2, len(horizons), 5 * len(horizons), 9)
+    figure, axes = hjepa.new_figure(2, len(horizons), 5 * len(horizons), 9)
     for column, frames in zip(axes.T, horizons):
-        for name in PLANNERS:
-            mine = [row for row in rows if row["planner"] == name and row["frames"] == frames]
-            for ax, key in zip(column, ("predictor_calls", "seconds")):
-                if mine and not (name == "oracle" and ax is column[0]):   # it calls no predictor
-                    x, y = ([row[k] for row in mine] for k in (key, "mean_body"))
-                    ax.plot(x, y, "o-", color=COLOURS[name], label=name, ms=4)
-                    ax.fill_between(x, *zip(*(row["mean_body_ci"] for row in mine)),
-                                    color=COLOURS[name], alpha=0.12, lw=0)
-                ax.set(xscale="log", ylim=(-0.02, 1.02), xlabel=f"{key.replace('_', ' ')} per task")
-                ax.grid(color="0.9")
-                ax.xaxis.set_minor_formatter("")                          # they overlap
+        for ax, key in zip(column, ("predictor_calls", "seconds")):
+            for name in PLANNERS:
+                mine = [row for row in rows if row["planner"] == name and row["frames"] == frames]
+                if not mine or (name == "oracle" and key == "predictor_calls"):
+                    continue                                  # the oracle calls no predictor
+                x = [row[key] for row in mine]
+                low, high = zip(*(row["mean_body_ci"] for row in mine))
+                ax.plot(x, [row["mean_body"] for row in mine], "o-", color=COLOURS[name],
+                        label=name, ms=4)
+                ax.fill_between(x, low, high, color=COLOURS[name], alpha=0.12, lw=0)
+            ax.set(xscale="log", ylim=(-0.02, 1.02), xlabel=f"{key.replace('_', ' ')} per goal")
+            ax.grid(color="0.9")
+            ax.xaxis.set_minor_formatter("")                  # its labels would overlap
         column[0].set_title(f"{frames} frames: share of {n} goals, mean body within 0.1")
     for ax in axes[:, -1]:
         ax.legend(fontsize=8, loc="lower right")
     return figure
 
 
-def measure(args, runs):
-    config, rows, pairs = runs[0].config, [], []
-    world, event = hjepa.build_world(config), config.steps * config.hold
+# ---- the study
+
+def check(args, event):
+    """-> horizons in frames, settings. Refusal of what cannot be tried."""
     horizons = sorted(set(args.frames or [event, 2 * event, 3 * event]))
     settings = [tuple(pair) for pair in args.setting or SETTINGS]
     for frames in horizons:
@@ -287,54 +195,57 @@ def measure(args, runs):
         if samples < 3 or iterations < 1:
             raise hjepa.Refusal(f"--setting {samples} {iterations}: give 3 samples or more, and 1 "
                                 "iteration or more")
-    names = args.only or PLANNERS
-    seed = config.validation_seed if args.validation else config.test_seed
-    told = {"weights": common.fingerprint(runs), "n": args.tasks, "views": config.views,
-            "tasks_of": "validation" if args.validation else "test", "precision": args.precision}
-    unfinished = args.out / "hierarchy.part.json"                         # see common.publish
-    kept = {tuple(row[k] for k in ("planner", "frames", "samples", "iterations")): row
-            for row in common.kept_rows(unfinished, told)}
+    return horizons, settings
+
+
+def measure(args, runs):
+    config = runs[0].config
+    world = hjepa.build_world(config)
+    event = goals.event_frames(config)
+    horizons, settings = check(args, event)
+    split = "validation" if args.validation else "test"
+    kept = cli.KeptRows(args, {"weights": cli.fingerprint(runs), "n": args.goals,
+                               "views": config.views, "goals_of": split})
+    rows, pairs, arrays = [], [], {}
     for frames in horizons:
-        tasks = hjepa.make_tasks(world, args.tasks, frames // config.hold,
-                                 hjepa.generator(seed, "tasks", 0 if frames == event else frames),
-                                 config.hold, config.start_speed)
-        met = tasks["contact"]
-        for name in names:
-            if name in TWO_LEVELS and frames == event:
-                continue
-            for setting in settings:
-                if (name, frames, *setting) in kept:
-                    rows.append(kept[name, frames, *setting])
-                    continue
-                errors, calls, seconds = try_setting(name, runs, world, tasks, setting, args)
-                row = {"planner": name, "frames": frames, "samples": setting[0],
-                       "iterations": setting[1], "predictor_calls": calls, "seconds": seconds}
-                row.update(planning.summary(errors))
-                for split, who in (("contact", met), ("no contact", ~met)):
-                    row[split] = {"n": int(who.sum())}
-                    if who.any():
-                        row[split].update(planning.summary(errors[:, who]))
-                rows.append({**row, "errors": errors.tolist()})
-                kept[name, frames, *setting] = rows[-1]
-                hjepa.write_json(unfinished, {"told": told, "rows": list(kept.values())})
+        drawn = goals.goals_of(config, args.goals, split, frames)
+        arrays[f"contact/{frames}"] = drawn["contact"].numpy()
+        tried = [(name, setting) for name in args.only or PLANNERS for setting in settings
+                 if frames > event or name not in TWO_LEVELS]
+        for name, setting in tried:
+            row = kept.find(planner=name, frames=frames, samples=setting[0], iterations=setting[1])
+            if row is None:
+                row = make_row(name, frames, setting,
+                               try_setting(name, runs, world, drawn, setting, args.device),
+                               drawn["contact"])
+                kept.add(row)
                 print("{frames} frames, {planner:>11} {samples:3d} x {iterations}: mean body "
                       "within 0.1 {mean_body:6.1%}, worst body {success:6.1%}, "
                       "{predictor_calls:7.0f} calls, {seconds:.2f} s".format(**row), flush=True)
+            rows.append(row)
+            arrays["errors/{planner}/{frames}/{samples} x {iterations}".format(**row)] = np.array(
+                row["errors"], dtype=np.float32)
         pairs += compare(rows, frames)
-    return draw(rows, horizons, args.tasks), args.tasks, {
-        **told, "settings": settings, "tasks_side_by_side": TOGETHER, "rows": rows, "pairs": pairs}
+    table = [{key: value for key, value in row.items() if key != "errors"} for row in rows]
+    summary = {"views": config.views, "goals_of": split, "settings": settings,
+               "goals_side_by_side": TOGETHER, "rows": table, "pairs": pairs}
+    return cli.Results(args.goals, summary, arrays, lambda: draw(rows, horizons, args.goals))
 
 
-if __name__ == "__main__":
-    parser = common.make_parser("hierarchy", __doc__, tasks=(200, "goals per horizon"))
+def make_parser():
+    parser = cli.make_parser("hierarchy", __doc__, goals=(200, "goals per horizon"))
     parser.add_argument("--frames", type=int, nargs="+",
                         help="horizons (default: 1, 2 and 3 macro-events: 25 50 75)")
+    settings = ", ".join(f"{samples} x {iterations}" for samples, iterations in SETTINGS)
     parser.add_argument("--setting", type=int, nargs=2, action="append",
                         metavar=("SAMPLES", "ITERATIONS"),
-                        help="of CEM; repeat it (default: %s)" % ", ".join(
-                            f"{s} x {i}" for s, i in SETTINGS))
+                        help=f"of CEM; repeat it (default: {settings})")
     parser.add_argument("--only", nargs="+", choices=PLANNERS, metavar="PLANNER",
                         help="planners to try (default: all)")
     parser.add_argument("--validation", action="store_true",
                         help="goals of validation worlds: to choose on, not to report")
-    sys.exit(common.main(parser, measure))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(make_parser(), measure))

@@ -1,17 +1,17 @@
 """Does it reach goals, and because of the model?
 
     python figures/planning.py --run runs/paper                    # all rows, 25, 50 and 75 frames
-    python figures/planning.py --run runs/quick --frames 25 --tasks 40
+    python figures/planning.py --run runs/quick --frames 25 --goals 40
     python figures/planning.py --run runs/s0 --run runs/s1 --run runs/s2      # training seeds
     python figures/planning.py --run runs/quick --only oracle "short replanned"
     python figures/planning.py --run runs/quick --frames 25 --only "macro open loop" --samples 500
 
-A task: a test world, its context clip, and the clip it shows some frames later under hidden random
-forces. A planner chooses forces; what counts is where the bodies are at the last frame. No planner
-may ask whether it has arrived, and goals that zero force comes near are left out. Eleven rows:
+A goal is what a test world shows some frames after a context clip, under hidden random forces. A
+planner chooses forces. What counts is where the bodies are at the last frame. No planner may ask
+whether it has arrived, and goals that zero force comes near are left out. Eleven rows:
 
-    zero, random             no planner at all: how hard are the tasks?
-    shuffled goal            short replanned, sent to another task's goal and judged on its own
+    zero, random             no planner at all: how hard are the goals?
+    shuffled goal            short replanned, sent to another goal and judged on its own
     untrained                short replanned with the start weights: is it the training?
     oracle                   search in the true simulator with true positions: is it the search?
     simulator + latent cost  the true simulator, distance of embeddings: is the cost at fault?
@@ -21,211 +21,187 @@ may ask whether it has arrived, and goals that zero force comes near are left ou
     short replanned          P1 rolled out, replanned every clip
     both levels              macro jumps to the goal, short steps to where they begin; replanned
 
-25 frames are one macro-event, and these are the tasks of `hjepa.py plan`: there the two levels need
+The goals 25 frames ahead, one macro-event, are those of `hjepa.py plan`. There the two levels need
 not meet, so `both levels` begins at 50. `macro open loop` ends at 25 frames; `shuffled goal` and
-`untrained` are answered there. All searches have the same budget, and a task's noise depends on
-(test seed, planner, task) alone. The JSON holds the tasks and every outcome, so that the table can
-be recomputed.
+`untrained` are answered there. All searches have the same budget. The noise of a search depends on
+(test seed, planner, number of the goal) alone. planning.npz holds the goals and every final error,
+so that the table can be computed again.
 """
-import collections
-import contextlib
 import dataclasses
 import sys
-import time
 
-import common
+from lib import cli, drawing, goals, levels, probes, stats
 import hjepa
-import numpy as np
 import torch
 
 NAMES = ("zero", "random", "shuffled goal", "untrained", "oracle", "simulator + latent cost",
          "model + decoded cost", "macro open loop", "short open loop", "short replanned",
          "both levels")
-NOT_LATER = ("shuffled goal", "untrained", "macro open loop")     # not tried beyond one macro-event
+NOT_LATER = ("shuffled goal", "untrained", "macro open loop")     # tried one macro-event ahead only
 PLAIN = ("zero", "random", "oracle")            # these do not look at the model: one run is enough
-SIMULATED = {"oracle": 20, "simulator + latent cost": 20}     # tasks side by side, else one by one
-COLOURS = dict(zip(NAMES[4:], ("#1b7837", "#1b7837", "#762a83", *4 * ["#2166ac"])))
+SIDE_BY_SIDE = {"oracle": 20, "simulator + latent cost": 20}      # goals at once, else one by one
 PAIRS = [("short replanned", other) for other in NAMES[:9]] + [("both levels", "short replanned")]
+GREY, GREEN, PURPLE, BLUE = "0.45", "#1b7837", "#762a83", "#2166ac"
+COLOURS = {"oracle": GREEN, "simulator + latent cost": GREEN, "model + decoded cost": PURPLE,
+           "macro open loop": BLUE, "short open loop": BLUE, "short replanned": BLUE,
+           "both levels": BLUE}
 
 
-@contextlib.contextmanager
-def metered(model):
-    """Yields a counter: meter["calls"] grows by one per sample that a predictor evaluates. The
-    simulator rows add the clips they simulate in a search."""
-    meter = collections.Counter(calls=0)
-    hooks = [predictor.register_forward_hook(lambda _, given, out: meter.update(calls=len(out)))
-             for predictor in (model.short, model.macro)]
-    try:
-        yield meter
-    finally:
-        for hook in hooks:
-            hook.remove()
+# ---- one row of the table
 
-def fit_decoder(run, world, device, n=4096):
-    """-> function (N, D) -> (N, 2 bodies): position in the last frame of a clip, read linearly from
-    its shallow target embedding.
+def simulated_latent_cost(run, world, goal, meter):
+    """Goal clips (B, T, bodies, 4) -> cost_to_go: the true simulator, distance of embeddings."""
+    config = run.config
+    target = run.model.target
 
-    Trained on embeddings of training worlds; its strength is chosen by how well it reads what P1
-    predicts for validation worlds, since that is its use. A read-out that is best on embeddings
-    magnifies the errors of predictions: it leans on directions of hardly any variance.
-    """
-    config, data = run.config, []
-    for seed, count, name in ((config.seed, 4 * n, "t1"), (config.validation_seed, n, "p1")):
-        states, forces, _ = hjepa.sequences(world, config, count, seed, "decoder", device)
-        z = hjepa.latents(run.model, world.observe(states), forces)[name]
-        data.append((z, hjepa.physics(states[:, -1, -1], config.masses)["position"]))
-    size, outputs = data[0][0].shape[1], data[0][1].shape[1]
-    basis = torch.cat([torch.zeros(1, size), torch.eye(size)])            # a read-out is affine,
-    _, values = hjepa.ridge(*data, (basis, torch.zeros(size + 1, outputs)))      # its values here
-    offset, weight = values[0], values[1:] - values[0]                    # say all of it
-    offset, weight = offset.float().to(device), weight.float().to(device)
+    def embed(clips, together):
+        """Clips of one goal at a time: then a matrix product does not depend on other goals."""
+        parts = [target.shallow(target.tokens(world.observe(part)))
+                 for part in clips.split(together)]
+        return torch.cat(parts)
 
-    def decode(z):
-        with torch.autocast(z.device.type, enabled=False):
-            return z.float() @ weight + offset
-    return decode
+    def reached(start, plans):
+        clips = levels.simulate(world, start, plans, config.clip_frames, meter)
+        return embed(clips, config.samples)
 
-def chain(model, z, plans, first, span):
-    """z1 (N, D), or z2 if first is 0; plans (N, K, A) -> (N, D), like the deep target embedding of
-    the last clip: `first` short steps, lift, then jumps of `span` clips with a bridge between."""
-    if first:
-        z = model.lift(model.rollout(z, plans[:, :first])[:, -1])
-    *jumps, last = plans[:, first:].split(span, 1)
-    for jump in jumps:
-        z = model.bridge(model.jump(z, jump))
-    return model.jump(z, last)
+    def cost_to_go(clip, left):
+        return hjepa.latent_cost(reached, clip[:, -1].flatten(1), embed(goal, 1))
+    return cost_to_go
 
-def chained_cost(first, span):
-    """-> make_cost for `hjepa.mirrored`: `first` short steps, then jumps to the goal.  See chain."""
+
+def decoded_cost(run, world, goal, decode):
+    """Goal clips (B, T, bodies, 4) -> cost_to_go: the model, distance of decoded positions."""
     def make_cost(model, clip, goal):
-        start = model.context.shallow(clip)[1] if first else model.context(clip)[1]
-        return hjepa.latent_cost(lambda z, plans: chain(model, z, plans, first, span), start,
-                                 model.target(goal)[1])
-    return make_cost
+        z1, _ = model.context(clip)
+        t1, _ = model.target(goal)
 
-def cost_maker(name, run, world, goal, decode, meter):
-    """goal (B, T, bodies, 4) -> make_cost(clip, clips left) for hjepa.replan."""
-    model, config, see = run.model, run.config, world.observe
+        def reached(z, plans):
+            return decode(model.rollout(z, plans)[:, -1])
+        return hjepa.latent_cost(reached, z1, decode(t1))
 
-    def simulate(flat, plans):
-        """states (N, 4 bodies), plans (N, K, A) -> the last clip (N, T, bodies, 4)."""
-        meter.update(calls=plans.shape[0] * plans.shape[1])
-        states, _ = world.rollout(flat.unflatten(-1, (-1, 4)), plans.unflatten(-1, (-1, 2)),
-                                  config.hold)
-        return states[:, -config.hold:]
-
-    def embed(clips, at_once):
-        """Clip by clip of one task: then a product does not depend on the tasks beside it."""
-        return torch.cat([model.target.shallow(see(c))[1] for c in clips.split(at_once)])
-
-    def oracle(clip, left):
-        return hjepa.latent_cost(lambda now, plans: simulate(now, plans)[:, -1, :, :2].flatten(1),
-                                 clip[:, -1].flatten(1), goal[:, -1, :, :2].flatten(1))
-
-    def simulator_latent(clip, left):
-        return hjepa.latent_cost(lambda now, plans: embed(simulate(now, plans), config.samples),
-                                 clip[:, -1].flatten(1), embed(goal, 1))
-
-    def decoded_cost(model, clip, goal):
-        return hjepa.latent_cost(lambda z, plans: decode(model.rollout(z, plans)[:, -1]),
-                                 model.context.shallow(clip)[1],
-                                 decode(model.target.shallow(goal)[1]))
-
-    def decoded(clip, left):
-        return hjepa.mirrored(decoded_cost, model, see(clip), see(goal), config.views)
-
-    def both(clip, left):
-        make = hjepa.short_cost if left <= config.steps else chained_cost(left % config.steps,
-                                                                          config.steps)
-        return hjepa.mirrored(make, model, see(clip), see(goal), config.views)
-    return {"oracle": oracle, "simulator + latent cost": simulator_latent,
-            "model + decoded cost": decoded, "both levels": both}[name]
+    def cost_to_go(clip, left):
+        return hjepa.reflected_cost(make_cost, run.model, world.observe(clip), world.observe(goal),
+                                    run.config.views)
+    return cost_to_go
 
 
-@torch.no_grad()
-def attempt(name, run, world, tasks, pick, decode=None, meter=None, device="cpu"):
-    """Row `name` on the tasks `pick` (a tensor of numbers), side by side -> errors (B, bodies)."""
-    config, goals = run.config, tasks["goal"]
-    steps = tasks["forces"].shape[1]
+def solve(name, run, world, drawn, pick, decode=None, meter=None, device="cpu"):
+    """Row `name` on the goals `pick`, side by side -> states (B, frames, bodies, 4)."""
+    config = run.config
+    clips = drawn["forces"].shape[1]
     gens = [hjepa.generator(config.test_seed, name, i) for i in pick.tolist()]
-    aim = (pick + 1) % len(goals) if name == "shuffled goal" else pick    # no task keeps its own
-    clip, goal = tasks["clip"][pick].to(device), goals[aim].to(device)
+    aim = (pick + 1) % len(drawn["goal"]) if name == "shuffled goal" else pick
+    clip = drawn["clip"][pick].to(device)
+    goal = drawn["goal"][aim].to(device)
     if name in ("shuffled goal", "untrained", *hjepa.PLANNERS):
         planner = name if name in hjepa.PLANNERS else "short replanned"
-        states, _ = hjepa.solve(planner, run.model, world,
-                                dataclasses.replace(config, steps=steps), clip, goal, gens)
-    else:
-        states, _ = hjepa.replan(
-            world, clip, steps, cost_maker(name, run, world, goal, decode, meter), gens,
-            config.spread, config.hold, samples=config.samples, iterations=config.iterations,
-            elites=config.elites)
-    return (states[:, -1, :, :2].cpu() - goals[pick, -1, :, :2]).norm(dim=-1)
+        config = dataclasses.replace(config, event_clips=clips)
+        states, _ = hjepa.run_planner(planner, run.model, world, config, clip, goal, gens)
+        return states
+    if name == "oracle":
+        cost_to_go = levels.oracle_cost(world, goal, config.clip_frames, meter)
+    elif name == "simulator + latent cost":
+        cost_to_go = simulated_latent_cost(run, world, goal, meter)
+    elif name == "model + decoded cost":
+        cost_to_go = decoded_cost(run, world, goal, decode)
+    elif name == "both levels":
+        cost_to_go = levels.mixed_cost(run, world, goal)
+    states, _ = hjepa.replan(world, clip, clips, cost_to_go, gens, config.init_std,
+                             config.clip_frames, samples=config.samples,
+                             iterations=config.iterations, elites=config.elites)
+    return states
 
-def try_row(name, runs, world, tasks, decoders, args):
-    """-> dict: errors (runs, tasks, bodies), predictor calls and seconds per task."""
-    n, errors, calls, start = len(tasks["clip"]), [], 0, time.perf_counter()
-    parts = torch.arange(n).split(SIMULATED.get(name, 1))
+
+def untrained(run, device):
+    """-> the run with the weights that its training started from."""
+    return run._replace(model=hjepa.build_model(run.config).to(device).eval())
+
+
+def try_row(name, runs, world, drawn, decoders, device):
+    """decoders: seed -> what fit_decoder gives -> goals.Tried."""
     if name in PLAIN:
         runs = runs[:1]
-    for run, decode in zip(runs, decoders):
-        if name == "untrained":
-            run = run._replace(model=hjepa.build(run.config).to(args.device).eval())
-        label = f"{tasks['forces'].shape[1]} clips, {name}, seed {run.config.seed}"
-        with metered(run.model) as meter, hjepa.autocast(args.device, args.precision):
-            errors.append(torch.cat([
-                attempt(name, run, world, tasks, part, decode, meter, args.device)
-                for part in hjepa.bar(parts, label, len(parts))]))
-        calls += meter["calls"]
-    return {"predictor_calls": calls / (n * len(runs)), "errors": torch.stack(errors),
-            "seconds": (time.perf_counter() - start) / (n * len(runs))}
+    if name == "untrained":
+        runs = [untrained(run, device) for run in runs]
 
-def outcomes(errors):
-    """Final errors (runs, tasks, bodies) -> dict of outcomes (runs, tasks)."""
-    worst, mean = errors.amax(-1).numpy(), errors.mean(-1).numpy()
-    return {"success": worst < 0.1, "strict": worst < 0.05, "mean_body": mean < 0.1, "error": mean}
+    def solve_row(run, pick, meter):
+        decode = decoders.get(run.config.seed)
+        return solve(name, run, world, drawn, pick, decode, meter, device)
+    label = f"{drawn['forces'].shape[1]} clips, {name}"
+    return goals.try_goals(solve_row, runs, drawn, label, SIDE_BY_SIDE.get(name, 1))
 
-def summary(errors):
-    """Final errors (runs, tasks, bodies) -> dict: the mean of each outcome, and its interval."""
-    found = {}
-    for name, values in outcomes(errors).items():
-        found[name], found[name + "_ci"] = values.mean().item(), common.interval(values)
-    return found
 
-def columns(errors, zero):
-    """Final errors (runs, tasks, bodies), those of zero force -> the row's columns, with intervals.
-    Skill is 1 - error / error of zero, both over the same resampled tasks."""
-    row = {"n": errors.shape[1]}
-    if row["n"]:
-        row.update(summary(errors))
-        mine, idle = (common.resampled_means(e.mean(-1)) for e in (errors, zero))
-        row["skill"] = 1 - (errors.mean() / zero.mean()).item()
-        row["skill_ci"] = common.percentiles(1 - mine / idle)
+# ---- the table
+
+def skill(errors, zero):
+    """1 - error / error of zero force, both over the same resampled goals."""
+    mine = stats.resampled_means(errors.mean(-1))
+    idle = stats.resampled_means(zero.mean(-1))
+    return {"skill": 1 - (errors.mean() / zero.mean()).item(),
+            "skill_ci": stats.percentiles(1 - mine / idle)}
+
+
+def short_summary(errors):
+    """-> what the table says of the goals with, and without, a contact."""
+    whole = goals.summary(errors)
+    return {key: whole[key] for key in ("success", "success_ci", "strict", "mean_body")}
+
+
+def make_row(name, frames, tried, zero, contact):
+    """What was tried, errors of zero force on the same goals (1, n, bodies) -> a row."""
+    errors = tried.errors
+    row = {"planner": name, "frames": frames, "n": errors.shape[1], **goals.summary(errors),
+           **skill(errors, zero), **goals.by_contact(errors, contact, short_summary),
+           "predictor_calls": tried.calls, "seconds": tried.seconds}
+    if len(errors) > 1:
+        reached = goals.outcomes(errors)
+        for key in ("mean_body", "success"):
+            row[key + "_runs"] = reached[key].mean(1).tolist()
     return row
 
-def compare(tried, frames):
-    """-> rows: A minus B on the same tasks, by success and by error, of the pairs that ran."""
-    rows = []
-    for a, b in PAIRS:
-        if a in tried and b in tried:
-            row = {"frames": frames, "a": a, "b": b}
-            for name in ("success", "error"):
-                row[name], row[name + "_ci"] = common.paired_interval(
-                    *(outcomes(tried[planner]["errors"])[name] for planner in (a, b)))
-            rows.append(row)
-    return rows
 
-def draw(rows, horizons, n):
+def compare(errors, frames):
+    """errors: planner -> (runs, n, bodies) -> rows: a minus b on the same goals."""
+    return [{"frames": frames, "a": a, "b": b,
+             **goals.differences(errors[a], errors[b], ("success", "error"))}
+            for a, b in PAIRS if a in errors and b in errors]
+
+
+def not_tried(frames, event):
+    """-> the rows that a horizon has not."""
+    return ("both levels",) if frames == event else NOT_LATER
+
+
+def make_arrays(drawn, frames, errors):
+    """-> entries of planning.npz: the goals of a horizon, each planner's final errors. A state is
+    x, y, vx, vy of each body, at the last frame of the clip."""
+    arrays = {f"goals/{frames}/start": drawn["clip"][:, -1].flatten(1).numpy(),
+              f"goals/{frames}/goal": drawn["goal"][:, -1].flatten(1).numpy(),
+              f"goals/{frames}/forces": drawn["forces"].flatten(1).numpy(),
+              f"goals/{frames}/contact": drawn["contact"].numpy()}
+    for name, error in errors.items():
+        arrays[f"errors/{name}/{frames}"] = error.numpy()
+    return arrays
+
+
+# ---- the picture
+
+def draw(rows, arrays, horizons, n):
     """Success above, mean error below; one column of panels per horizon."""
-    figure, axes = hjepa.canvas(2, len(horizons), 4 + 4 * len(horizons), 8.5)
-    names = [name for name in NAMES if name in {row["planner"] for row in rows}]
+    figure, axes = hjepa.new_figure(2, len(horizons), 4 + 4 * len(horizons), 8.5)
+    tried = {row["planner"] for row in rows}
+    names = [name for name in NAMES if name in tried]
     for row in rows:
-        y, column = names.index(row["planner"]), axes[:, horizons.index(row["frames"])]
-        for ax, key in zip(column, ("success", "error")):
-            colour = COLOURS.get(row["planner"], "0.45")
-            ax.plot(row[key + "_ci"], [y, y], color=colour, lw=6, alpha=0.35, solid_capstyle="butt")
-            ax.plot(row[key], y, "o", color=colour, ms=7)
-            for split, marker in (("contact", "x"), ("no contact", "+")):
-                ax.plot(row[split].get(key, np.nan), y, marker, color="0.1", ms=5)
+        name, frames = row["planner"], row["frames"]
+        y = names.index(name)
+        errors = arrays[f"errors/{name}/{frames}"]
+        contact = arrays[f"goals/{frames}/contact"]
+        for ax, key in zip(axes[:, horizons.index(frames)], ("success", "error")):
+            drawing.dot(ax, row, key, y, COLOURS.get(name, GREY))
+            for who, marker in ((contact, "x"), (~contact, "+")):
+                if who.any():
+                    x = goals.outcomes(errors[:, who])[key].mean()
+                    ax.plot(x, y, marker, color="0.1", ms=5)
     for ax in axes.flat:
         ax.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
         ax.set_yticklabels(names if ax in axes[:, 0] else [])
@@ -239,64 +215,69 @@ def draw(rows, horizons, n):
                      "grey: controls", fontsize=8)
     return figure
 
-def make_manifest(config, tasks, frames, index):
-    """What the tasks are: a state is x, y, vx, vy of each body, at the last frame of the clip."""
-    return {"frames": frames, "generator": [config.test_seed, "tasks", index],
-            "start": tasks["clip"][:, -1].flatten(1).tolist(),
-            "goal": tasks["goal"][:, -1].flatten(1).tolist(),
-            "forces": tasks["forces"].flatten(1).tolist(), "contact": tasks["contact"].tolist()}
 
-def not_tried(frames, event):
-    """Rows that a horizon has not."""
-    return ("both levels",) if frames == event else NOT_LATER
+# ---- the study
+
+def check(args, config):
+    """-> horizons in frames, rows to try. Refusal of what cannot be tried."""
+    event = goals.event_frames(config)
+    horizons = sorted(set(args.frames or [event, 2 * event, 3 * event]))
+    for frames in horizons:
+        if frames % config.clip_frames or frames < event:
+            raise hjepa.Refusal(f"--frames {frames}: give multiples of {config.clip_frames}, "
+                                f"{event} or more")
+    if args.goals < 2:
+        raise hjepa.Refusal("--goals 1: a shuffled goal needs at least 2")
+    for name in args.only or ():
+        if all(name in not_tried(frames, event) for frames in horizons):
+            raise hjepa.Refusal(f"--only {name!r}: not tried at these --frames (see --help)")
+    names = [name for name in NAMES if not args.only or name in ("zero", *args.only)]
+    return horizons, names
+
 
 def measure(args, runs):
     if args.samples is not None:
         runs = [run._replace(config=dataclasses.replace(run.config, samples=args.samples))
                 for run in runs]
-    config, rows, pairs, manifest = runs[0].config, [], [], []
-    world, event = hjepa.build_world(config), config.steps * config.hold
-    horizons = sorted(set(args.frames or [event, 2 * event, 3 * event]))
+    config = runs[0].config
+    horizons, names = check(args, config)
+    world = hjepa.build_world(config)
+    decoders = {}
+    if "model + decoded cost" in names:
+        decoders = {run.config.seed: probes.fit_decoder(run, world, args.device) for run in runs}
+    rows, pairs, manifest, arrays = [], [], [], {}
     for frames in horizons:
-        if frames % config.hold or frames < event:
-            raise hjepa.Refusal(f"--frames {frames}: give multiples of {config.hold}, {event} or "
-                                "more")
-    if args.tasks < 2:
-        raise hjepa.Refusal("--tasks 1: a shuffled goal needs at least 2")
-    chosen = [name for name in NAMES if not args.only or name in ("zero", *args.only)]
-    for name in args.only or ():
-        if all(name in not_tried(frames, event) for frames in horizons):
-            raise hjepa.Refusal(f"--only {name!r}: not tried at these --frames (see --help)")
-    decoders = [fit_decoder(run, world, args.device) if "model + decoded cost" in chosen else None
-                for run in runs]
-    for frames in horizons:
-        index, tried = (0 if frames == event else frames), {}
-        tasks = hjepa.make_tasks(world, args.tasks, frames // config.hold,
-                                 hjepa.generator(config.test_seed, "tasks", index), config.hold,
-                                 config.start_speed)
-        manifest.append(make_manifest(config, tasks, frames, index))
-        met = tasks["contact"]
-        for name in (name for name in chosen if name not in not_tried(frames, event)):
-            tried[name] = try_row(name, runs, world, tasks, decoders, args)
-            errors, zero = tried[name]["errors"], tried["zero"]["errors"]
-            rows.append({"planner": name, "frames": frames, **columns(errors, zero),
-                         "contact": columns(errors[:, met], zero[:, met]),
-                         "no contact": columns(errors[:, ~met], zero[:, ~met]),
-                         **tried[name], "errors": errors.tolist()})
+        drawn = goals.goals_of(config, args.goals, frames=frames)
+        manifest.append({"frames": frames,
+                         "generator": goals.goals_source(config, "test", frames)})
+        errors = {}
+        for name in names:
+            if name in not_tried(frames, goals.event_frames(config)):
+                continue
+            tried = try_row(name, runs, world, drawn, decoders, args.device)
+            errors[name] = tried.errors
+            rows.append(make_row(name, frames, tried, errors["zero"], drawn["contact"]))
             print("{frames} frames, {planner:>23}: worst body within 0.1 {success:6.1%}, within "
                   "0.05 {strict:6.1%}, error {error:.3f}, skill {skill:7.1%}, {seconds:.2f} s"
                   .format(**rows[-1]), flush=True)
-        pairs += compare(tried, frames)
-    return draw(rows, horizons, args.tasks), args.tasks, {
-        "budget": {k: getattr(config, k) for k in ("samples", "iterations", "elites", "views")},
-        "tasks_side_by_side": SIMULATED, "rows": rows, "pairs": pairs, "manifest": manifest}
+        pairs += compare(errors, frames)
+        arrays.update(make_arrays(drawn, frames, errors))
+    budget = {key: getattr(config, key) for key in ("samples", "iterations", "elites", "views")}
+    summary = {"budget": budget, "goals_side_by_side": SIDE_BY_SIDE, "rows": rows, "pairs": pairs,
+               "manifest": manifest}
+    return cli.Results(args.goals, summary, arrays,
+                       lambda: draw(rows, arrays, horizons, args.goals))
 
 
-if __name__ == "__main__":
-    parser = common.make_parser("planning", __doc__, tasks=(200, "test goals per horizon"))
+def make_parser():
+    parser = cli.make_parser("planning", __doc__, goals=(200, "test goals per horizon"))
     parser.add_argument("--frames", type=int, nargs="+",
                         help="horizons (default: 1, 2 and 3 macro-events: 25 50 75)")
     parser.add_argument("--samples", type=int, help="plans per iteration (default: as in the run)")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="ROW",
                         help="rows to try beside zero (default: all)")
-    sys.exit(common.main(parser, measure))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(make_parser(), measure))

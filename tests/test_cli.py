@@ -1,4 +1,7 @@
-"""The command line as a user meets it: every command in its own process, every mistake one line."""
+"""The command line as a user meets it: what each command writes and says, every mistake one line.
+
+Most of it calls main(argv) in this process. What only a process can show has one of its own.
+"""
 import dataclasses
 import json
 import re
@@ -8,122 +11,219 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
 import hjepa
-from conftest import ROOT
+from conftest import ROOT, command, saved, snapshot
 
 SMOKE = ["train", "--preset", "smoke"]
+DRAWING = ("curves", "diagnose", "probe", "plan")
+PLAN = ["--goals", 4]
 
 
-def hjepa_py(*args):
-    """Runs `python hjepa.py ARGS` -> the finished process."""
-    return subprocess.run([sys.executable, "hjepa.py", *map(str, args)], cwd=ROOT, text=True,
+def process(*argv):
+    """`python hjepa.py ARGV` in a process of its own."""
+    return subprocess.run([sys.executable, "hjepa.py", *map(str, argv)], cwd=ROOT, text=True,
                           capture_output=True, timeout=300)
-
-
-def contents(folder):
-    """Every file below a folder, byte for byte; the lock only says who wrote last."""
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*")
-            if p.is_file() and p.name != ".lock"}
 
 
 def test_train_writes_checkpoint_and_log(smoke):
     rows = [json.loads(line) for line in (smoke / "log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[-1]["composite"] < rows[0]["composite"]
-    saved = hjepa.read_checkpoint(smoke)
-    assert saved["history"] == rows and saved["epoch"] == 3
-    config = hjepa.Config(**saved["config"])
+    content = hjepa.read_checkpoint(smoke)
+    assert content["history"] == rows and content["epoch"] == 3
+    config = hjepa.Config(**content["config"])
     assert config == hjepa.Config(**hjepa.PRESETS["smoke"]) == hjepa.load(smoke)[1]
 
 
 def test_train_again_does_nothing(smoke):
-    before = contents(smoke)
-    done = hjepa_py(*SMOKE, "--run", smoke)
+    before = snapshot(smoke)
+    done = process(*SMOKE, "--run", smoke)
     assert done.returncode == 0 and "3 of 3 epochs done" in done.stdout
-    assert contents(smoke) == before
+    assert done.stderr == "" and snapshot(smoke) == before
 
 
-PLAN = ["--tasks", 4, "--precision", "fp32"]
-
-
-@pytest.mark.parametrize("command, extra, n", [
-    ("curves", [], 1024), ("diagnose", ["--n", 512], 512), ("probe", ["--n", 256], 256),
-    ("plan", PLAN, 4)])
-def test_figures_come_with_their_numbers(smoke, tmp_path, command, extra, n):
-    """--run takes a run directory, or a checkpoint by its name."""
-    before, out = contents(smoke), tmp_path / "new" / "figures"
-    run = smoke / "last.pt" if command == "curves" else smoke
-    done = hjepa_py(command, "--run", run, "--out", out, *extra)
+def test_train_shows_every_term_of_every_epoch(tmp_path, monkeypatch):
+    done = command(*SMOKE, "--sequences", 256, "--epochs", 2, "--validate-every", 0, "--run",
+                   tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "" and "Traceback" not in done.stdout
-    written = {f"{command}.png", f"{command}.json"} | ({"plan.gif"} if command == "plan" else set())
-    assert {p.name for p in out.iterdir()} == written
-    magic = {".png": b"\x89PNG\r\n", ".gif": b"GIF89a", ".json": b"{"}
+    lines = done.stdout.splitlines()
+    assert "0 of 2 epochs done" in lines[1] and re.match(r"about \d+ minutes to go", lines[4])
+    head = lines[2].split()
+    for number, line in ((1, lines[3]), (2, lines[5])):
+        row = saved(tmp_path / "run")["history"][number - 1]
+        row.pop("first_step", None)
+        assert head == list(row) and len(line) == len(lines[2])           # aligned
+        cells = line.split()
+        assert cells[0] == str(number)
+        for cell, value in zip(cells, row.values(), strict=True):
+            assert float(cell) == pytest.approx(value, abs=0.0006 if value < 10 else 0.06)
+
+
+@pytest.fixture(scope="module")
+def figures(smoke, tmp_path_factory):
+    """Name of a command -> where it has drawn the smoke run, and what it said."""
+    drawn = {}
+    more = {"diagnose": ["--n", 512], "probe": ["--n", 256], "plan": PLAN}
+    before = snapshot(smoke)
+    for name in DRAWING:
+        run = smoke / "last.pt" if name == "curves" else smoke            # either is a run
+        out = tmp_path_factory.mktemp(name) / "new" / "figures"
+        drawn[name] = out, command(name, "--run", run, "--out", out, *more.get(name, []))
+    assert snapshot(smoke) == before
+    return drawn
+
+
+FILES = {"curves": ["json", "npz", "png"], "diagnose": ["json", "npz", "png"],
+         "probe": ["json", "png"], "plan": ["gif", "json", "npz", "png"]}
+
+
+@pytest.mark.parametrize("name, n", [("curves", 1024), ("diagnose", 512), ("probe", 256),
+                                     ("plan", 4)])
+def test_figures_come_with_their_numbers(smoke, figures, name, n):
+    out, done = figures[name]
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert f"wrote {out / name}.json and .png" in done.stdout
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.{kind}" for kind in FILES[name]]
+    magic = {".png": b"\x89PNG\r\n", ".gif": b"GIF89a", ".json": b"{", ".npz": b"PK"}
     for path in out.iterdir():
         assert path.read_bytes().startswith(magic[path.suffix]) and path.stat().st_size > 500
-    record = json.loads((out / f"{command}.json").read_text())
-    assert record["command"].startswith(f"python hjepa.py {command} --run {smoke}")
+    record = json.loads((out / f"{name}.json").read_text())
+    assert record["command"].startswith(f"python hjepa.py {name} --run {smoke}")
     assert record["device"] and record["torch"] == torch.__version__
     assert record["seeds"] == [0] and record["n"] == n
     assert record["epochs"] == 3 and record["sequences"] == 1024 and len(record["rows"]) > 1
-    assert contents(smoke) == before
+
+
+def test_curves_hold_the_whole_history(smoke, figures):
+    history = saved(smoke)["history"]
+    out, done = figures["curves"]
+    with np.load(out / "curves.npz") as stored:
+        assert stored["history/epoch"].tolist() == [1, 2, 3]
+        assert stored["history/composite"].tolist() == [row["composite"] for row in history]
+        tried = stored["history/goals_macro"]
+        assert np.isnan(tried).tolist() == [True, False, False]
+    record = json.loads((out / "curves.json").read_text())
+    assert record["paper"] == [121, 40] and record["precision"] == saved(smoke)["precision"]
+    assert record["config"] == json.loads(json.dumps(saved(smoke)["config"]))
+    assert f"{history[0]['first_step']:.1f} at the first step" in done.stdout
+
+
+def test_diagnose_tells_what_the_embeddings_are(smoke, figures):
+    """Deviations, rank and correlation, computed here once more."""
+    model, config = hjepa.load(smoke)
+    world = hjepa.build_world(config)
+    states, forces, _ = hjepa.draw_sequences(world, config, 512, config.test_seed, "worlds", "cpu")
+    z = hjepa.latents(model, world.observe(states), forces)["t2"]
+    row = json.loads((figures["diagnose"][0] / "diagnose.json").read_text())["rows"][3]
+    assert row["set"] == "target, deep" and row["dimensions"] == config.latent
+    assert row["std_min"] == pytest.approx(z.std(0).min().item(), rel=1e-4)
+    assert row["std_mean"] == pytest.approx(z.std(0).mean().item(), rel=1e-4)
+    assert row["rank"] == pytest.approx(hjepa.effective_rank(z), rel=1e-3)
+    correlation = np.abs(np.corrcoef(z.double().numpy().T))
+    off = correlation[~np.eye(len(correlation), dtype=bool)].mean()
+    assert row["correlation"] == pytest.approx(off, rel=1e-3)
+    with np.load(figures["diagnose"][0] / "diagnose.npz") as stored:
+        assert stored["spectrum/target, deep"].sum() == pytest.approx(z.var(0).sum().item(), rel=1e-4)
+
+
+def test_probe_has_a_row_for_every_source_and_target(figures):
+    rows = json.loads((figures["probe"][0] / "probe.json").read_text())["rows"]
+    scores = {(row["source"], row["target"]): row["r2"] for row in rows}
+    sources = {source for source, _ in scores}
+    targets = {target for _, target in scores}
+    assert sources == {"shallow tap", "deep tap", "raw clip", "untrained shallow tap",
+                       "untrained deep tap"}
+    assert targets == {"position", "velocity", "kinetic energy", "pair distance"}
+    assert len(rows) == 20 and all(row["r2_min"] <= row["r2"] <= 1 for row in rows)
+    assert scores["raw clip", "position"] > 0.999 > scores["raw clip", "kinetic energy"]
+
+
+def test_plan_reports_every_planner_goal_by_goal(smoke, figures, tmp_path):
+    """And says the same when it is asked again."""
+    out, _ = figures["plan"]
+    assert command("plan", "--run", smoke, "--out", tmp_path, *PLAN).returncode == 0
+    rows = json.loads((out / "plan.json").read_text())["rows"]
+    assert [row["planner"] for row in rows] == list(hjepa.PLANNERS)
+    with np.load(out / "plan.npz") as first, np.load(tmp_path / "plan.npz") as second:
+        assert first["contact"].shape == (4,) and first["contact"].dtype == bool
+        for row in rows:
+            name = f"errors/{row['planner']}"
+            errors = first[name]
+            assert errors.shape == (4, 3) and (errors == second[name]).all()
+            assert row["mean_body"] == pytest.approx((errors.mean(1) < 0.1).mean())
+            assert row["success"] == pytest.approx((errors.max(1) < 0.1).mean())
+            assert row["strict"] == pytest.approx((errors.max(1) < 0.05).mean())
+            assert row["error"] == pytest.approx(errors.mean(), abs=1e-4)
+            low, high = row["mean_body_ci"]
+            assert 0 <= low <= row["mean_body"] <= high <= 1
+
+
+def test_plan_searches_as_it_is_told(smoke, tmp_path, monkeypatch):
+    """Its flags take the place of the run's settings, and are written down."""
+    asked = []
+    real = hjepa.cem
+
+    def cem(*args, **budget):
+        asked.append((budget["samples"], budget["iterations"], budget["elites"]))
+        return real(*args, **budget)
+    monkeypatch.setattr(hjepa, "cem", cem)
+    done = command("plan", "--run", smoke, "--out", tmp_path, "--goals", 1, "--samples", 6,
+                   "--iterations", 2, "--elites", 2, "--views", 1)
+    assert done.returncode == 0 and set(asked) == {(6, 2, 2)}
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert [record[name] for name in ("n", "samples", "iterations", "elites", "views")] == [
+        1, 6, 2, 2, 1]
 
 
 def test_figures_of_a_half_trained_run_say_how_far_it_was_trained(smoke, tmp_path):
-    saved = hjepa.read_checkpoint(smoke)
-    half = {**saved, "epoch": 2, "history": saved["history"][:2],
-            "config": {**saved["config"], "shared": True}}
-    half["model"] = hjepa.build(hjepa.Config(**half["config"])).state_dict()
-    half["optimizer"] = hjepa.make_optimizer(hjepa.build(hjepa.Config(**half["config"])),
-                                             hjepa.Config(), torch.device("cpu")).state_dict()
+    content = saved(smoke)
+    settings = {**content["config"], "shared": True}
+    config = hjepa.Config(**settings)
+    model = hjepa.build_model(config)
+    optimizer = hjepa.make_optimizer(model, config, torch.device("cpu"))
+    half = {**content, "epoch": 2, "history": content["history"][:2], "config": settings,
+            "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(half, tmp_path / "half.pt")
-    assert hjepa.main(["curves", "--run", str(tmp_path / "half.pt"), "--out", str(tmp_path)]) == 0
+    done = command("curves", "--run", tmp_path / "half.pt", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "curves.json").read_text())
     assert record["epochs"] == 2 == len(record["rows"])
-    model = hjepa.build(hjepa.Config(**half["config"]))                   # one encoder counts once
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_flags_that_a_command_would_ignore_are_refused(smoke):
-    for command, flag in (("plan", "--n"), ("curves", "--n"), ("probe", "--tasks")):
-        done = hjepa_py(command, "--run", smoke, flag, 20)
+    for name, flag in (("plan", "--n"), ("curves", "--n"), ("probe", "--goals"),
+                       ("plan", "--precision"), ("diagnose", "--precision")):
+        done = command(name, "--run", smoke, flag, 20)
         assert done.returncode == 2 and flag in done.stderr
 
 
-def test_plan_reports_every_planner_task_by_task(smoke, tmp_path):
-    for name in "ab":
-        assert hjepa_py("plan", "--run", smoke, "--out", tmp_path / name, *PLAN).returncode == 0
-    a, b = (json.loads((tmp_path / name / "plan.json").read_text())["rows"] for name in "ab")
-    assert [row["planner"] for row in a] == list(hjepa.PLANNERS)
-    for row, again in zip(a, b):
-        errors = torch.tensor(row["errors"])
-        assert errors.shape == (4, 3) and row["errors"] == again["errors"]
-        assert row["mean_body"] == pytest.approx((errors.mean(1) < 0.1).float().mean().item())
-        assert row["success"] == pytest.approx((errors.amax(1) < 0.1).float().mean().item())
-        assert row["error"] == pytest.approx(errors.mean().item(), abs=1e-4)
-        low, high = row["mean_body_ci"]
-        assert 0 <= low <= row["mean_body"] <= high <= 1
-
-
 def test_config_shows_every_value_and_its_source():
-    done = hjepa_py("config", "--preset", "smoke", "--lr", "0.002", "--no-symmetries")
+    done = command("config", "--preset", "smoke", "--lr", "0.002", "--no-symmetries")
     assert done.returncode == 0, done.stderr
-    lines = {line.split(" = ")[0].strip(): line.split(" = ")[1].split("  ")
-             for line in done.stdout.splitlines()}
-    assert list(lines) == [f.name for f in dataclasses.fields(hjepa.Config)]
-    assert lines["lr"][0] == "0.002" and "flag" in " ".join(lines["lr"])
-    assert lines["symmetries"][0].startswith("False")
-    assert "preset smoke" in " ".join(lines["epochs"]) and lines["epochs"][0].startswith("3")
-    assert "default, paper" in " ".join(lines["latent"])
+    shown = {}
+    for line in done.stdout.splitlines():
+        name, _, rest = line.strip().partition(" = ")
+        shown[name] = re.split("  +", rest)
+    assert list(shown) == [field.name for field in dataclasses.fields(hjepa.Config)]
+    assert shown["lr"][:2] == ["0.002", "flag"]
+    assert shown["symmetries"][:2] == ["False", "flag"]
+    assert shown["epochs"][:2] == ["3", "preset smoke"]
+    assert shown["latent"][:2] == ["256", "default, paper"]
+    assert shown["latent"][-1].endswith("dimensions of each embedding")
 
 
-def test_help_names_every_command():
-    done = hjepa_py("--help")
+def test_help_names_every_command_and_every_setting():
+    done = process("--help")
     assert done.returncode == 0
-    assert all(c in done.stdout for c in ("train", "curves", "diagnose", "probe", "plan", "config"))
+    assert all(name in done.stdout for name in ("train", "config", *DRAWING))
+    done = command("train", "--help")
+    for field in dataclasses.fields(hjepa.Config):
+        assert "--" + field.name.replace("_", "-") in done.stdout
 
 
 # Mistakes. RUN is a copy of the smoke run, HERE a folder with things that are no run; the second
@@ -140,7 +240,8 @@ MISTAKES = {
     "out of range": ([*SMOKE, "--run", "HERE/new", "--epochs", "0"], "epochs"),
     "nan": ([*SMOKE, "--run", "HERE/new", "--lr", "nan"], "lr"),
     "infinite mass": ([*SMOKE, "--run", "HERE/new", "--masses", "1", "inf"], "masses"),
-    "settings that do not fit together": ([*SMOKE, "--run", "HERE/new", "--tap", "9"], "tap"),
+    "settings that do not fit together": (
+        [*SMOKE, "--run", "HERE/new", "--shallow-depth", "9"], "shallow_depth"),
     "bodies that do not fit": ([*SMOKE, "--run", "HERE/new", "--radius", "0.5"], "fit"),
     "missing run": (["plan", "--run", "HERE/nowhere"], "nowhere"),
     "folder without checkpoint": (["curves", "--run", "HERE"], "last.pt"),
@@ -159,54 +260,70 @@ MISTAKES = {
     "no sequences to encode": (["diagnose", "--run", "RUN", "--n", "0"], r"\bn\b"),
     "one sequence to encode": (["diagnose", "--run", "RUN", "--n", "1"], r"\bn\b"),
     "negative number of sequences": (["probe", "--run", "RUN", "--n", "-5"], r"\bn\b"),
-    "no tasks": (["plan", "--run", "RUN", "--tasks", "0"], "tasks"),
+    "no goals": (["plan", "--run", "RUN", "--goals", "0"], "goals"),
     "more elites than samples": (["plan", "--run", "RUN", "--elites", "99"], "elites"),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_harms_nothing(mistake, smoke, tmp_path):
-    run, here = tmp_path / "run", tmp_path / "here"
-    shutil.copytree(smoke, run)
+@pytest.fixture(scope="module")
+def mistaken(smoke, tmp_path_factory):
+    """A folder with RUN and HERE in it. A mistake must leave it as it is."""
+    place = tmp_path_factory.mktemp("mistaken")
+    here = place / "here"
+    shutil.copytree(smoke, place / "run")
     (here / "cut").mkdir(parents=True)
     (here / "text").write_text("not a checkpoint\n")
-    whole = (smoke / "last.pt").read_bytes()
-    (here / "cut" / "last.pt").write_bytes(whole[:len(whole) // 2])
+    bits = (smoke / "last.pt").read_bytes()
+    (here / "cut" / "last.pt").write_bytes(bits[:len(bits) // 2])
     torch.save({"weights": torch.zeros(3)}, here / "foreign.pt")
-    saved = torch.load(smoke / "last.pt", weights_only=True)
-    torch.save({**saved, "config": {**saved["config"], "latent": 64}}, here / "mixed.pt")
+    content = saved(smoke)
+    torch.save({**content, "config": {**content["config"], "latent": 64}}, here / "mixed.pt")
+    return place
 
-    before, (args, says) = contents(tmp_path), MISTAKES[mistake]
-    args = [a.replace("HERE", str(here)).replace("RUN", str(run)) for a in args]
-    if args and args[0] in ("curves", "diagnose", "probe", "plan") and "--out" not in args:
-        args += ["--out", str(tmp_path / "figures")]
-    done = hjepa_py(*args)
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_harms_nothing(mistake, mistaken):
+    argv, says = MISTAKES[mistake]
+    argv = [word.replace("HERE", str(mistaken / "here")) for word in argv]
+    argv = [word.replace("RUN", str(mistaken / "run")) for word in argv]
+    if argv and argv[0] in DRAWING and "--out" not in argv:
+        argv += ["--out", str(mistaken / "figures")]
+    before = snapshot(mistaken)
+    done = command(*argv)
     assert done.returncode == 2, done.stderr
     line, = done.stderr.splitlines()                                      # exactly one
     assert line.startswith("hjepa: ") and re.search(says, line)
-    assert "Traceback" not in done.stdout
-    assert contents(tmp_path) == before
+    assert snapshot(mistaken) == before
+
+
+def test_a_mistake_is_one_line_of_a_process_too(mistaken):
+    before = snapshot(mistaken)
+    done = process("plan", "--run", mistaken / "here" / "cut", "--out", mistaken / "figures")
+    assert done.returncode == 2 and done.stdout == ""
+    line, = done.stderr.splitlines()
+    assert line.startswith("hjepa: ") and "last.pt" in line
+    assert snapshot(mistaken) == before
 
 
 def test_ctrl_c_leaves_a_whole_checkpoint_and_exit_code_130(tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "hjepa.py", *SMOKE, "--epochs", "5000", "--measure-every", "0",
-               "--run", str(run)]
+    argv = [sys.executable, "hjepa.py", *SMOKE, "--sequences", "128", "--epochs", "5000",
+            "--validate-every", "0", "--run", str(run)]
 
-    def listen():                            # even if the tests run where ctrl-c is ignored
+    def listen():                               # even if the tests run where ctrl-c is ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, preexec_fn=listen)
     try:
         deadline = time.monotonic() + 120
         while not (run / "last.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, err
-    assert "Traceback" not in err and "stopped" in err and " ".join(command[1:4]) in err
-    saved = hjepa.read_checkpoint(run)
-    assert 1 <= saved["epoch"] == len(saved["history"]) < 5000
+    assert "Traceback" not in err and "stopped" in err and " ".join(argv[1:4]) in err
+    content = hjepa.read_checkpoint(run)
+    assert 1 <= content["epoch"] == len(content["history"]) < 5000
     assert not list(run.glob("*.part*"))

@@ -1,5 +1,5 @@
-"""The copy-paste guarantee: every part above the line works alone in another file, given only torch
-and the parts that its docstring names after `needs:`.
+"""The copy-paste guarantee: every class and function of the tutorial works alone in another file,
+given only torch and the parts that its docstring names after `needs:`.
 
 Each part is written into a file of its own, imported and used by the recipe of its name below. A
 part that reaches for anything else of hjepa.py fails; so does a part without a recipe.
@@ -16,36 +16,51 @@ import torch
 
 import hjepa
 
-HEAD = ("import dataclasses, math, torch\nimport torch.nn as nn\n"
+HEAD = ("import math\n"
+        "\n"
+        "import torch\n"
+        "import torch.nn as nn\n"
         "import torch.nn.functional as F\n\n\n")
 TEXT = inspect.getsource(hjepa)
-ABOVE = TEXT[:TEXT.index("# Above: pure functions and modules")]
-PARTS = {n.name: n for n in ast.parse(ABOVE).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+TUTORIAL = TEXT[:TEXT.index("\n# The tutorial ends here.")]
+PARTS = {node.name: node for node in ast.parse(TUTORIAL).body
+         if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
 
-def needs(name):
-    """The parts named in a docstring, and those that these name, in the order of the file."""
-    named = re.findall(r"\bneeds:\s*(\w+(?:,\s*\w+)*)", ast.get_docstring(PARTS[name]) or "")
-    found = set(re.split(r",\s*", ", ".join(named))) - {""}
-    assert found <= set(PARTS), f"{name} names parts that do not exist: {found - set(PARTS)}"
-    for other in list(found):
-        found |= set(needs(other))
-    return [part for part in PARTS if part in found]
+def named(name):
+    """The parts that a docstring names after `needs:`."""
+    docstring = ast.get_docstring(PARTS[name]) or ""
+    found = []
+    for names in re.findall(r"\bneeds:\s*(\w+(?:,\s*\w+)*)", docstring):
+        found.extend(re.split(r",\s*", names))
+    unknown = set(found) - set(PARTS)
+    assert not unknown, f"{name} names parts that do not exist: {unknown}"
+    return found
+
+
+def source(name):
+    """The text of a part, its decorators included."""
+    node = PARTS[name]
+    first = min([node.lineno] + [decorator.lineno for decorator in node.decorator_list])
+    lines = TUTORIAL.splitlines()[first - 1:node.end_lineno]
+    return "\n".join(lines) + "\n"
 
 
 def paste(names, folder):
-    """A module made of these parts and nothing else."""
+    """-> a module made of these parts and nothing else, in the order of the file; and its text."""
+    text = HEAD + "\n\n".join(source(name) for name in PARTS if name in names)
     path = folder / "pasted.py"
-    path.write_text(HEAD + "\n\n".join(inspect.getsource(getattr(hjepa, name)) for name in names))
+    path.write_text(text)
     spec = importlib.util.spec_from_file_location("pasted", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return module, text
 
 
 def foreign_names(text):
     """Names that a text reads from outside: neither its own nor builtin."""
-    top, read = symtable.symtable(text, "pasted", "exec"), set()
+    top = symtable.symtable(text, "pasted", "exec")
+    read = set()
 
     def visit(table):
         for symbol in table.get_symbols():
@@ -65,38 +80,45 @@ def gen(seed=0):
 
 
 SMALL = dict(latent=8, width=8, heads=2, short_width=16, macro_width=16)
-CLIPS, FORCES = torch.randn(4, 6, 5, 12, generator=gen()), torch.randn(4, 5, 6, generator=gen(1))
+WEIGHTS = {"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 5.0}
+CLIPS = torch.randn(4, 6, 5, 12, generator=gen())
+FORCES = torch.randn(4, 5, 6, generator=gen(1))
 PLANS = torch.randn(4, 3, 5, 6, generator=gen(2))
 
 
-def use_opt(m):
-    assert m.opt(1, "design", "a number", 0, 2).metadata["high"] == 2
-
-
-def use_config(m):
-    assert m.Config(epochs=3).epochs == 3
-    for wrong in ({"epochs": 0}, {"device": "abacus"}, {"tap": 9}):
-        with pytest.raises(ValueError):
-            m.Config(**wrong)
+def sum_of_squares(plans):
+    return plans.square().sum((-1, -2))
 
 
 def use_world(m):
     world = m.World((1.0, 3.0))
-    state, forces = world.reset(200, gen()), world.random_forces(200, 5, gen(1))
-    states, hits = world.rollout(state, forces)
-    assert world.observe(states).shape == (200, 25, 8) and hits.any()
+    state = world.reset(200, gen())
+    forces = world.random_forces(200, 5, gen(1))
+    states, contacts = world.rollout(state, forces)
+    assert world.observe(states).shape == (200, 25, 8)
+    assert contacts.any()
     with pytest.raises(ValueError):
         m.World((1.0,) * 80, 0.2).reset(1, gen())
+    with pytest.raises(ValueError):
+        m.World((1.0,), 1.0).reset(1, gen())
 
 
 def use_make_sequences(m):
-    states, forces, hits = m.make_sequences(hjepa.World(), 4, 6, gen())
-    assert states.shape == (4, 6, 5, 3, 4) and forces.shape == (4, 5, 6) and hits.shape == (4, 6, 5)
+    states, forces, contacts = m.make_sequences(hjepa.World(), 4, 6, gen())
+    assert states.shape == (4, 6, 5, 3, 4)
+    assert forces.shape == (4, 5, 6)
+    assert contacts.shape == (4, 6, 5)
+
+
+def use_reflect(m):
+    flip = torch.tensor([[True, False]]).expand(4, 2)
+    assert m.reflect(FORCES, flip, flip[:, 0]).shape == FORCES.shape
 
 
 def use_random_symmetry(m):
     obs, forces = m.random_symmetry(CLIPS, FORCES, gen())
-    assert obs.shape == CLIPS.shape and forces.shape == FORCES.shape
+    assert obs.shape == CLIPS.shape
+    assert forces.shape == FORCES.shape
 
 
 def use_epoch_batches(m):
@@ -108,13 +130,26 @@ def use_block(m):
     assert m.Block(8, 2)(torch.randn(4, 5, 8)).shape == (4, 5, 8)
 
 
+def use_read_out(m):
+    assert m.read_out(5, 8, 6)(torch.randn(4, 5, 8)).shape == (4, 6)
+
+
 def use_encoder(m):
-    for z in m.Encoder(latent=8, width=8, heads=2)(CLIPS[:, 0]):
+    encoder = m.Encoder(latent=8, width=8, heads=2)
+    for z in encoder(CLIPS[:, 0]):
         assert z.shape == (4, 8)
+
+
+def use_adaptiveblock(m):
+    assert m.AdaptiveBlock(8, 3)(torch.randn(4, 8), torch.randn(4, 3)).shape == (4, 8)
 
 
 def use_predictor(m):
     assert m.Predictor(8, 6, 16)(torch.randn(4, 8), FORCES[:, 0]).shape == (4, 8)
+
+
+def use_small_map(m):
+    assert m.small_map(8)(torch.randn(4, 8)).shape == (4, 8)
 
 
 def use_hjepa(m):
@@ -122,33 +157,61 @@ def use_hjepa(m):
         model = m.HJEPA(**SMALL, shared=shared)
         z1, z2 = model.context(CLIPS[:, 0])
         assert model.rollout(z1, FORCES).shape == (4, 5, 8)
-        assert model.jump(z2, FORCES).shape == model.bridge(model.lift(z1)).shape == (4, 8)
+        assert model.jump(z2, FORCES).shape == (4, 8)
+        assert model.bridge(model.lift(z1)).shape == (4, 8)
 
 
 def use_vicreg_terms(m):
-    assert all(x.isfinite() for x in m.vicreg_terms(torch.randn(5, 3)))
+    assert all(term.isfinite() for term in m.vicreg_terms(torch.randn(5, 3)).values())
     with pytest.raises(ValueError):
         m.vicreg_terms(torch.zeros(1, 3))
 
 
+def use_embeddings(m):
+    e = m.embeddings(hjepa.HJEPA(**SMALL), CLIPS, FORCES)
+    assert e["p1"].shape == (5, 4, 8)
+
+
+def use_prediction_errors(m):
+    e = {name: torch.randn(4, 8) for name in ("p1", "t1", "p2", "t2")}
+    assert set(m.prediction_errors(e)) == {"pred1", "pred2"}
+
+
+def use_map_errors(m):
+    e = {"t1": torch.randn(5, 4, 8), "t2": torch.randn(4, 8)}
+    assert set(m.map_errors(hjepa.HJEPA(**SMALL), CLIPS, e)) == {"bridge", "lift"}
+
+
 def use_objective(m):
-    for weight in (5.0, 0.0):
-        total, terms = m.objective(hjepa.HJEPA(**SMALL), CLIPS, FORCES, map_weight=weight)
+    for weights in (WEIGHTS, {**WEIGHTS, "map": 0.0}):
+        total, terms = m.objective(hjepa.HJEPA(**SMALL), CLIPS, FORCES, weights)
         total.backward()
         assert terms["pred1"] > 0
 
 
+def use_better_of(m):
+    plan, cost = m.better_of(PLANS[:, 0], torch.zeros(4), PLANS[:, 1], torch.ones(4))
+    assert torch.equal(plan, PLANS[:, 0])
+    assert not cost.any()
+
+
 def use_cem(m):
     start = torch.zeros(1, 2, 2)
-    plan, cost = m.cem(lambda plans: (plans - 1).square().sum((-1, -2)), start, start + 1, [gen()])
-    assert cost < 0.1 and plan.shape == (1, 2, 2)
+
+    def cost(plans):
+        return sum_of_squares(plans - 1)
+    plan, value = m.cem(cost, start, start + 1, [gen()])
+    assert value < 0.1
+    assert plan.shape == (1, 2, 2)
     for wrong in (dict(gens=[gen()], elites=1), dict(gens=[])):
         with pytest.raises(ValueError):
             m.cem(None, start, start, **wrong)
 
 
 def use_latent_cost(m):
-    cost = m.latent_cost(lambda z, plan: z + plan.sum(1), torch.zeros(4, 6), torch.ones(4, 6))
+    def predict(z, plans):
+        return z + plans.sum(1)
+    cost = m.latent_cost(predict, torch.zeros(4, 6), torch.ones(4, 6))
     assert cost(PLANS).shape == (4, 3)
 
 
@@ -160,44 +223,111 @@ def use_macro_cost(m):
     assert m.macro_cost(hjepa.HJEPA(**SMALL), CLIPS[:, 0], CLIPS[:, 1])(PLANS).shape == (4, 3)
 
 
-def use_images(m):
-    assert torch.equal(m.images(PLANS, 8)[:4], PLANS) and m.images(PLANS, 3).shape == (12, 3, 5, 6)
+def use_reflections(m):
+    assert torch.equal(m.reflections(PLANS, 8)[:4], PLANS)
+    assert m.reflections(PLANS, 3).shape == (12, 3, 5, 6)
 
 
-def use_mirrored(m):
-    cost = m.mirrored(lambda model, clip, goal: lambda plans: plans.square().sum((-1, -2)), None,
-                      CLIPS[:, 0], CLIPS[:, 1])
+def use_reflected_cost(m):
+    def make_cost(model, clip, goal):
+        return sum_of_squares
+    cost = m.reflected_cost(make_cost, None, CLIPS[:, 0], CLIPS[:, 1])
     assert cost(PLANS).shape == (4, 3)
 
 
-def use_replan(m):
+def use_loop(plan):
     world = hjepa.World()
     clip = world.reset(2, gen())[:, None].expand(-1, 5, -1, -1)
-    states, forces = m.replan(world, clip, 2, lambda now, left: lambda plans: plans.sum((-1, -2)),
-                              [gen(), gen(1)], samples=4, iterations=1, elites=2)
-    assert states.shape == (2, 10, 3, 4) and forces.shape == (2, 2, 6)
+
+    def cost_to_go(now, left):
+        return sum_of_squares
+    states, forces = plan(world, clip, 2, cost_to_go, [gen(), gen(1)], samples=4, iterations=1,
+                          elites=2)
+    assert states.shape == (2, 10, 3, 4)
+    assert forces.shape == (2, 2, 6)
+
+
+def use_plan_once(m):
+    use_loop(m.plan_once)
+
+
+def use_replan(m):
+    use_loop(m.replan)
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_part_works_alone(name, tmp_path):
     recipe = globals().get(f"use_{name.lower()}")
     assert recipe, (f"{name} is new and has no recipe: add use_{name.lower()}(m) to this file that "
-                    f"builds and uses m.{name}, or move {name} below the line")
-    module = paste([*needs(name), name], tmp_path)
-    assert foreign_names((tmp_path / "pasted.py").read_text()) == set()
+                    f"builds and uses m.{name}, or move {name} below the tutorial")
+    module, text = paste([*named(name), name], tmp_path)
+    assert foreign_names(text) == set()
     recipe(module)
 
 
+@pytest.mark.parametrize("name", PARTS)
+def test_needs_names_nothing_that_can_be_left_out(name):
+    """Each part that is named is read by the part itself or by another part that is named."""
+    together = [*named(name), name]
+    assert len(together) == len(set(together))
+    for other in named(name):
+        readers = [part for part in together if part != other]
+        read = set()
+        for part in readers:
+            read |= foreign_names(HEAD + source(part))
+        assert other in read, f"{name} names {other}, which nothing reads"
+
+
 def test_every_recipe_has_its_part():
-    recipes = {name[4:] for name in globals() if name.startswith("use_")}
-    assert recipes == {name.lower() for name in PARTS} and len(PARTS) > 10
+    recipes = {name[4:] for name in globals() if name.startswith("use_")} - {"loop"}
+    assert recipes == {name.lower() for name in PARTS}
+    assert len(PARTS) > 20
 
 
 @pytest.mark.parametrize("name, without", [("objective", "vicreg_terms"), ("Encoder", "Block"),
-                                           ("HJEPA", "Predictor"), ("short_cost", "latent_cost")])
+                                           ("HJEPA", "Predictor"), ("short_cost", "latent_cost"),
+                                           ("replan", "better_of"), ("epoch_batches", "reflect")])
 def test_a_part_that_is_left_out_is_noticed(name, without, tmp_path):
     """The guard itself: take one needed part away and both checks fail."""
-    module = paste([part for part in (*needs(name), name) if part != without], tmp_path)
-    assert foreign_names((tmp_path / "pasted.py").read_text()) == {without}
+    names = [part for part in (*named(name), name) if part != without]
+    text = HEAD + "\n\n".join(source(part) for part in names)
+    assert foreign_names(text) == {without}
     with pytest.raises(NameError, match=without):
+        module, _ = paste(names, tmp_path)
         globals()[f"use_{name.lower()}"](module)
+
+
+# Code in comments
+
+def snippet(first_line):
+    """The lines of code that a comment shows, from first_line to the end of the comment."""
+    lines = TUTORIAL.splitlines()
+    start = lines.index("#   " + first_line)
+    code = []
+    for line in lines[start:]:
+        if not line.startswith("#"):
+            break
+        code.append(line[4:])
+    return "\n".join(code)
+
+
+def test_a_step_of_training_as_it_is_shown():
+    model = hjepa.HJEPA(**SMALL)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    names = {"model": model, "obs": CLIPS, "forces": FORCES, "weights": WEIGHTS,
+             "optimizer": optimizer, "objective": hjepa.objective}
+    before = [p.clone() for p in model.parameters()]
+    exec(snippet("total, terms = objective(model, obs, forces, weights)"), names)
+    for old, new in zip(before, model.parameters()):
+        assert not torch.equal(old, new)
+
+
+def test_planning_as_it_is_shown():
+    world = hjepa.World()
+    states, _, _ = hjepa.make_sequences(world, 1, 6, gen())
+    names = {"model": hjepa.HJEPA(**SMALL), "world": world, "clip": states[:, 0],
+             "goal": states[:, 5], "torch": torch, "short_cost": hjepa.short_cost,
+             "replan": hjepa.replan}
+    exec(snippet("def cost_to_go(now, clips_left):"), names)
+    assert names["states"].shape == (1, 25, 3, 4)
+    assert names["forces"].shape == (1, 5, 6)

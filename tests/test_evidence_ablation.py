@@ -1,74 +1,85 @@
 """figures/ablation.py: does each variant leave out what it says, and nothing else?"""
-import dataclasses
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "figures"))
-import ablation                                                           # noqa: E402
-import hjepa                                                              # noqa: E402
+from conftest import here, same, tiny
+from studies import CONFIG, quick                                         # noqa: F401
+from lib import goals, worlds
+import ablation
+import hjepa
 
-MODEL = dict(features=12, frames=5, latent=16, width=8, depth=2, tap=1, heads=2, short_width=16,
-             macro_width=16)
+WEIGHTS = CONFIG.loss_weights
+CHANGING = [name for name in ablation.VARIANTS if name != "full"]
 
 
-def model():
+def model(**settings):
     torch.manual_seed(0)
-    return hjepa.HJEPA(**MODEL)
+    return hjepa.HJEPA(latent=16, width=8, depth=2, heads=2, short_width=16, macro_width=16,
+                       **settings)
 
 
 def batch():
     gen = torch.Generator().manual_seed(1)
-    return torch.randn(8, 6, 5, 12, generator=gen), torch.randn(8, 5, 6, generator=gen)
+    obs = torch.randn(8, 6, 5, 12, generator=gen)
+    forces = torch.randn(8, 5, 6, generator=gen)
+    return obs, forces
 
 
-def gradients(net, **options):
-    net.zero_grad()
-    ablation.objective(net, *batch(), **options)[0].backward()
-    return {name: p.grad is not None and bool(p.grad.any()) for name, p in net.named_parameters()}
+def gradients(name, weights=WEIGHTS):
+    """Parameter -> its gradient under the objective of a variant, None if it has none."""
+    net = model()
+    total, _ = ablation.VARIANTS[name].objective(net, *batch(), weights)
+    total.backward()
+    return {key: p.grad for key, p in net.named_parameters()}
 
 
-def test_with_nothing_left_out_it_is_the_objective_of_training():
-    ours, theirs = (f(model(), *batch()) for f in (ablation.objective, hjepa.objective))
-    assert ours[0] == theirs[0] and ours[1] == theirs[1]
+def reached(name, weights=WEIGHTS):
+    """Names of the parameters with a gradient."""
+    found = gradients(name, weights)
+    return {key for key, grad in found.items() if grad is not None and grad.any()}
 
 
-@pytest.mark.parametrize("name", ablation.VARIANTS)
-def test_the_loop_calls_each_variant_as_it_calls_its_own_objective(name, tmp_path):
-    """An argument of the loop must not land in an option of the variant: a setting alone changes
-    what it says, so that such a variant trains to the very weights of a run with that setting."""
-    settings, options, world = ablation.VARIANTS[name]
-    config = hjepa.Config(**{**hjepa.PRESETS["smoke"], "sequences": 128, "batch": 64, "epochs": 1,
-                             "measure_every": 0, "device": "cpu", "precision": "fp32", **settings})
-    with ablation.without(name):
-        hjepa.train(config, tmp_path / "variant")
-    hjepa.train(config, tmp_path / "plain")
-    a, b = (hjepa.load(tmp_path / run)[0].state_dict() for run in ("variant", "plain"))
-    same = all(torch.equal(a[k], b[k]) for k in a)
-    assert same == (not options and world is hjepa.World)
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_variant_differs_from_the_full_run_in_what_it_trains_and_in_nothing_else(name):
+    saved = {"config": {**vars(tiny()), "batch": 8}, "epoch": 1, "precision": "fp32"}
+    config = ablation.variant_config(name, saved, torch.device("cpu"))
+    settings = ablation.VARIANTS[name].settings
+    assert config == tiny(epochs=1, validate_every=0, **settings)
+    ours, theirs = gradients(name), gradients("full")
+    assert (not same(ours, theirs)) == (ablation.VARIANTS[name].objective is not hjepa.objective)
+    assert bool(settings) or not same(ours, theirs)
+
+
+def test_variants_work_in_several_processes():
+    """hjepa.train hands `gather` to the objective then."""
+    def gather(z):
+        return torch.cat([z, z], -2)
+    for variant in ablation.VARIANTS.values():
+        total, _ = variant.objective(model(), *batch(), WEIGHTS, gather=gather)
+        alone, _ = variant.objective(model(), *batch(), WEIGHTS)
+        assert total.isfinite() and total != alone
 
 
 def test_stopped_targets_get_nothing_from_the_prediction_error():
-    only = dict(std_weight=0.0, cov_weight=0.0, map_weight=0.0)
-    reached = gradients(model(), stop=True, **only)
-    assert not any(on for name, on in reached.items() if name.startswith("target"))
-    assert any(on for name, on in reached.items() if name.startswith("context"))
-    reached = gradients(model(), **only)
-    assert any(on for name, on in reached.items() if name.startswith("target"))
+    only = {"pred": 25.0, "std": 0.0, "cov": 0.0, "map": 0.0}
+    parts = {key.split(".")[0] for key in reached("stopped targets", only)}
+    assert parts == {"context", "short", "macro"}
+    assert "target" in {key.split(".")[0] for key in reached("full", only)}
+    assert "target" in {key.split(".")[0] for key in reached("stopped targets")}
 
 
 def test_without_the_macro_level_nothing_trains_it():
-    reached = gradients(model(), macro=False)
-    macro = ("macro", "bridge", "lift", "context.upper", "context.tap2", "target.upper",
-             "target.tap2")
-    assert not any(on for name, on in reached.items() if name.startswith(macro))
-    assert all(on for name, on in reached.items() if name.startswith("short"))
+    macro = ("macro", "bridge", "lift", "context.upper", "context.read_deep", "target.upper",
+             "target.read_deep")
+    weights = {**WEIGHTS, "map": ablation.VARIANTS["no macro level"].settings["map_weight"]}
+    found = reached("no macro level", weights)
+    assert not any(key.startswith(macro) for key in found)
+    everything = reached("full")
+    assert found == {key for key in everything if not key.startswith(macro)} != everything
 
 
 def test_one_step_training_never_sees_its_own_prediction():
@@ -76,57 +87,82 @@ def test_one_step_training_never_sees_its_own_prediction():
     net, (obs, forces) = model(), batch()
     other = obs.clone()
     other[:, 0] += 1
-
-    def first(o):
-        guess = net.short(net.context.shallow(o[:, 0])[1], forces[:, 0])
-        return (guess - net.target.shallow(o[:, 1])[1]).square().mean()
     with torch.no_grad():
-        a, b = (ablation.objective(net, o, forces, one_step=True)[1]["pred1"] for o in (obs, other))
-        assert 5 * (b - a) == pytest.approx((first(other) - first(obs)).item(), rel=1e-3)
-        a, b = (ablation.objective(net, o, forces)[1]["pred1"] for o in (obs, other))
-        assert 5 * (b - a) != pytest.approx((first(other) - first(obs)).item(), rel=1e-3)
+        one_step = ablation.one_step(net, obs, forces)
+        changed = ablation.one_step(net, other, forces)
+        rolled_out = hjepa.embeddings(net, obs, forces)
+    assert not torch.equal(one_step["p1"][0], changed["p1"][0])
+    torch.testing.assert_close(one_step["p1"][1:], changed["p1"][1:])
+    torch.testing.assert_close(one_step["p1"][0], rolled_out["p1"][0])
+    assert not torch.allclose(one_step["p1"][1:], rolled_out["p1"][1:])
+    for name in ("z1", "t1", "z2", "t2", "p2"):
+        assert torch.equal(one_step[name], rolled_out[name])
 
 
 def test_positions_only_hides_velocity_and_nothing_else():
-    config = hjepa.Config()
-    seen = [ablation.world_of(name, config).observe(torch.ones(2, 3, 4))
-            for name in ("positions only", "full")]
-    assert (seen[0].unflatten(-1, (-1, 4))[..., 2:] == 0).all()
-    assert torch.equal(*(s.unflatten(-1, (-1, 4))[..., :2] for s in seen))
+    state = torch.randn(2, 3, 4)
+    blind = worlds.same_box(ablation.PositionsOnly, CONFIG).observe(state).unflatten(-1, (-1, 4))
+    full = worlds.same_box(hjepa.World, CONFIG).observe(state).unflatten(-1, (-1, 4))
+    assert (blind[..., 2:] == 0).all() and torch.equal(blind[..., :2], full[..., :2])
+
+    # Training and measuring hide the same: velocities do not matter to the objective either.
+    obs, forces = batch()
+    other = obs.unflatten(-1, (-1, 4)).clone()
+    other[..., 2:] += 1
+    a, _ = ablation.positions_only(model(), obs, forces, WEIGHTS)
+    b, _ = ablation.positions_only(model(), other.flatten(-2), forces, WEIGHTS)
+    c, _ = hjepa.objective(model(), obs, forces, WEIGHTS)
+    assert a == b != c
 
 
-def test_every_variant_changes_something_and_names_real_settings():
-    for name, (settings, options, world) in ablation.VARIANTS.items():
-        changed = dataclasses.replace(hjepa.Config(), **settings)
-        differs = changed != hjepa.Config() or bool(options) or world is not hjepa.World
-        assert differs == (name != "full"), name
-
-
-def test_training_is_itself_again_afterwards():
-    before = hjepa.objective, hjepa.build_world
-    with ablation.without("no macro level"):
-        assert hjepa.objective is not before[0]
-    assert (hjepa.objective, hjepa.build_world) == before
-
-
-def test_runs_as_a_user_runs_it_and_goes_on_where_it_was(smoke, tmp_path):
+def test_runs_as_a_user_runs_it_and_goes_on_where_it_was(whole, tmp_path, few_gauges):
     run = tmp_path / "run"
-    shutil.copytree(smoke, run)
-    command = [sys.executable, "figures/ablation.py", "--run", str(run), "--out", str(tmp_path),
-               "--n", "64", "--tasks", "4", "--only", "no macro level", "positions only"]
+    shutil.copytree(whole, run)
     tables = []
     for _ in range(2):                                                    # the second only measures
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = here("figures/ablation.py", "--run", run, "--n", 64, "--goals", 4, "--device", "cpu",
+                    "--only", "no macro level", "positions only")
         assert done.returncode == 0, done.stderr
-        tables.append(json.loads((tmp_path / "ablation.json").read_text()))
-    assert "0 of 3 epochs done" not in done.stdout and tables[0]["rows"] == tables[1]["rows"]
+        tables.append(json.loads((run / "figures" / "ablation.json").read_text()))
+    assert "2 of 2 epochs done" in done.stdout and "0 of 2 epochs done" not in done.stdout
+    assert tables[0] == tables[1]
     full, shallow, blind = tables[0]["rows"]
-    assert full["closed mean_body gain"] == 0 and "macro mean_body" not in shallow
+    assert full["replanned mean_body gain"] == 0 and "macro mean_body" in full
+    assert "replanned success" in shallow and "macro mean_body" not in shallow
     assert blind["velocity r2"] < full["velocity r2"]
-    assert (tmp_path / "ablation.png").stat().st_size > 10_000
+    assert (run / "figures" / "ablation.png").stat().st_size > 10_000
+
+    # Each was trained with its own objective: without the macro level P2 is as it was at the start.
+    for name, changed in (("no-macro-level", False), ("positions-only", True)):
+        trained, config = hjepa.load(run / "without" / name)
+        start = hjepa.build_model(config).macro.state_dict()
+        assert same(trained.macro.state_dict(), start) != changed
+
+    arrays = np.load(run / "figures" / "ablation.npz")
+    assert set(arrays) == {"contact", "errors/full/replanned", "errors/full/macro",
+                           "errors/no macro level/replanned", "errors/positions only/replanned",
+                           "errors/positions only/macro"}
+    assert arrays["contact"].sum() == tables[0]["n_contact"]
+    net, config = hjepa.load(run)
+    test_goals = goals.goals_of(config, 4)
+    for plan, planner in ablation.PLANS.items():
+        errors, *_ = hjepa.try_goals(planner, net, hjepa.build_world(config), config, test_goals,
+                                     config.test_seed, torch.device("cpu"))
+        assert np.array_equal(arrays[f"errors/full/{plan}"], errors.mean(-1)[None])
 
 
-def test_a_wrong_name_is_refused_in_one_line(smoke):
-    command = [sys.executable, "figures/ablation.py", "--run", str(smoke), "--only", "nothing"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_a_row_has_shares_and_paired_differences_from_the_full_run():
+    """Of four goals: the variant reaches three by the mean body and one by the worst; the full run
+    two by both."""
+    full = torch.tensor([[[0.01, 0.01], [0.02, 0.02], [0.5, 0.5], [0.5, 0.5]]])
+    errors = torch.tensor([[[0.01, 0.01], [0.02, 0.12], [0.02, 0.12], [0.5, 0.5]]])
+    row = ablation.make_row("no maps", {"macro": errors}, {"rank": 7.0}, {"macro": full})
+    assert row["macro mean_body"] == 0.75 and row["macro success"] == 0.25 and row["rank"] == 7
+    assert row["macro mean_body gain"] == 0.25 and row["macro success gain"] == -0.25
+    low, high = row["macro success gain_ci"]
+    assert low < -0.25 < high <= 0                                        # paired: no goal gained
+
+
+def test_a_wrong_name_is_refused_in_one_line(whole):
+    done = here("figures/ablation.py", "--run", whole, "--only", "nothing")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1

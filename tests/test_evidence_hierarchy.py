@@ -1,149 +1,166 @@
 """figures/hierarchy.py: what it promises, on a smoke model."""
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import here
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "figures"))
-import common                                                             # noqa: E402
-import hierarchy                                                          # noqa: E402
-import hjepa                                                              # noqa: E402
-import planning                                                           # noqa: E402
+from lib import cli, goals, levels
+from studies import CPU, quick                                            # noqa: F401
+import hierarchy
+import hjepa
 
 VIEWS = 2
-
-
-def script(*flags):
-    return subprocess.run([sys.executable, "figures/hierarchy.py", *map(str, flags)], cwd=ROOT,
-                          capture_output=True, text=True)
+FLAGS = "--goals", 3, "--frames", 50
 
 
 @pytest.fixture(scope="module")
 def small(smoke):
-    """The run, its world and three tasks, 50 frames ahead."""
-    run, = common.open_runs([smoke], torch.device("cpu"))
-    world = hjepa.build_world(run.config)
-    return run, world, hjepa.make_tasks(world, 3, 10, hjepa.generator(5, "tasks"))
+    """The run, its world and three goals, 50 frames ahead."""
+    run, = cli.open_runs([smoke], CPU)
+    return run, hjepa.build_world(run.config), goals.goals_of(run.config, 3, frames=50)
 
 
 @pytest.fixture(scope="module")
 def report(smoke, tmp_path_factory):
+    """-> JSON, arrays, and the rows that would be kept after an interruption."""
     out = tmp_path_factory.mktemp("hierarchy")
-    done = script("--run", smoke, "--tasks", 3, "--frames", 50, 25, "--setting", 4, 2, "--setting",
-                  8, 2, "--out", out)
+    kept = []
+
+    def keep(self, row, add=cli.KeptRows.add):
+        add(self, row)
+        kept.append(self)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.KeptRows, "add", keep)
+        done = here("figures/hierarchy.py", "--run", smoke, *FLAGS, 25, "--setting", 4, 2,
+                    "--setting", 8, 2, "--out", out)
     assert done.returncode == 0, done.stderr
     assert (out / "hierarchy.png").read_bytes()[:4] == b"\x89PNG"
-    return json.loads((out / "hierarchy.json").read_text())
+    assert len(list(out.iterdir())) == 3
+    content = json.loads((out / "hierarchy.json").read_text())
+    return content, np.load(out / "hierarchy.npz"), kept[-1]
 
 
-def test_report(report):
-    rows = report["rows"]
-    assert report["n"] == 3 and report["tasks_of"] == "test" and report["settings"] == [[4, 2], [8, 2]]
+def test_the_table(report):
+    content, arrays, _ = report
+    rows = content["rows"]
+    assert content["n"] == 3 and content["goals_of"] == "test"
+    assert content["settings"] == [[4, 2], [8, 2]]
+    one_level = [name for name in hierarchy.PLANNERS if name not in hierarchy.TWO_LEVELS]
     assert [(r["frames"], r["planner"]) for r in rows if r["samples"] == 4] == [
-        *((25, name) for name in hierarchy.PLANNERS if name not in hierarchy.TWO_LEVELS),
-        *((50, name) for name in hierarchy.PLANNERS)]
+        *((25, name) for name in one_level), *((50, name) for name in hierarchy.PLANNERS)]
     for row in rows:
-        mean = np.array(row["errors"]).mean(-1)
-        assert mean.shape == (1, 3) and row["seconds"] > 0
-        assert row["mean_body"] == pytest.approx((mean < 0.1).mean())
-        assert row["contact"]["n"] + row["no contact"]["n"] == 3
-    assert len(report["pairs"]) == 2 * len(hierarchy.TWO_LEVELS)
+        errors = arrays["errors/{planner}/{frames}/{samples} x {iterations}".format(**row)]
+        reached = errors.mean(-1) < 0.1
+        assert errors.shape == (1, 3, 3) and row["seconds"] > 0
+        assert row["mean_body"] == pytest.approx(reached.mean(), abs=1e-5)
+        assert row["success"] == pytest.approx((errors.max(-1) < 0.1).mean(), abs=1e-5)
+        contact = arrays[f"contact/{row['frames']}"]
+        for key, who in (("contact_mean_body", contact), ("no_contact_mean_body", ~contact)):
+            if who.any():
+                assert row[key] == pytest.approx(reached[:, who].mean(), abs=1e-5)
+            else:
+                assert row[key] is None
+    assert len(content["pairs"]) == 2 * len(hierarchy.TWO_LEVELS)
 
 
 def test_calls_are_those_of_the_plans_tried(report):
     """clips times samples, searched again at each clip; two levels look at fewer clips."""
-    calls = {(r["frames"], r["planner"], r["samples"]): r["predictor_calls"] for r in report["rows"]}
+    calls = {(r["frames"], r["planner"], r["samples"]): r["predictor_calls"]
+             for r in report[0]["rows"]}
     for s in (4, 8):
-        seen, half = VIEWS * (2 * s + 1), VIEWS * (s + 1)                 # 2 iterations, or 1
+        whole = VIEWS * (2 * s + 1)                                       # 2 iterations
+        half = VIEWS * (s + 1)                                            # 1 iteration
         for frames, clips in ((25, 15), (50, 55)):
-            assert calls[frames, "flat", s] == calls[frames, "flat, held", s] == clips * seen
+            assert calls[frames, "flat", s] == calls[frames, "flat, held", s] == clips * whole
             assert calls[frames, "oracle", s] == clips * (2 * s + 1)
-        assert calls[25, "macro alone", s] == seen and calls[50, "macro alone", s] == 3 * seen
-        assert calls[50, "mixed", s] == (2 + 5 + 4 + 3 + 2 + 15) * seen
-        assert calls[50, "top-down", s] == (2 + 5 + 45) * seen + VIEWS
+        assert calls[25, "macro alone", s] == whole
+        assert calls[50, "macro alone", s] == 3 * whole
+        assert calls[50, "mixed", s] == (2 + 5 + 4 + 3 + 2 + 15) * whole
+        assert calls[50, "top-down", s] == (2 + 5 + 45) * whole + VIEWS
         near = (5, 4, 3, 2, 1)                                            # short steps, clips 10..6
-        assert calls[50, "joint", s] == 15 * seen + sum(
+        assert calls[50, "joint", s] == 15 * whole + sum(
             2 * (n * VIEWS + half + (n + 1) * half) for n in near)
 
 
 @pytest.mark.parametrize("name", hierarchy.PLANNERS)
-def test_outcome_depends_on_the_task_alone(small, name):
-    run, world, tasks = small
+def test_outcome_depends_on_the_goal_alone(small, name):
+    run, world, drawn = small
 
-    def errors(pick):
-        with planning.metered(run.model) as meter:
-            return hierarchy.attempt(name, run, world, tasks, torch.tensor(pick), 5, 2, meter)
-    alone = torch.cat([errors([i]) for i in range(3)])
-    assert torch.equal(alone, torch.cat([errors([i]) for i in (2, 1, 0)]).flip(0))
-    assert torch.allclose(alone, errors([0, 1, 2]), atol=0.02)            # but for rounding
+    def final(pick):
+        with torch.no_grad(), goals.metered(run.model) as meter:
+            last = hierarchy.solve(name, run, world, drawn, torch.tensor(pick), (5, 2), meter)
+        return goals.final_errors(last, drawn["goal"][pick])
+    alone = torch.cat([final([i]) for i in range(3)])
+    assert torch.equal(alone, torch.cat([final([i]) for i in (2, 1, 0)]).flip(0))
+    assert torch.allclose(alone, final([0, 1, 2]), atol=0.02)             # but for rounding
+
+
+def levels_of(small, budget, config=None):
+    """-> the planners, for the first goal."""
+    run, world, drawn = small
+    run = run._replace(config=config or run.config)
+    return levels.Levels(run, world, drawn["goal"][:1], [hjepa.generator(1, "x")], budget)
 
 
 def test_flat_is_the_planner_of_the_plan_command(small):
     """Same search, same noise: the same forces as `short replanned`."""
-    run, world, tasks = small
-    clip, goal = tasks["clip"][:1], tasks["goal"][:1]
-    config = run.config
-    _, forces = hjepa.solve("short replanned", run.model, world,
-                            dataclasses.replace(config, steps=10, elites=4), clip, goal,
-                            [hjepa.generator(1, "x")])
-    levels = hierarchy.Levels(run, world, goal, [hjepa.generator(1, "x")], config.samples,
-                              config.iterations)
+    run, world, drawn = small
+    clip = drawn["clip"][:1]
+    config = dataclasses.replace(run.config, event_clips=10, samples=12, elites=3)
+    _, forces = hjepa.run_planner("short replanned", run.model, world, config, clip,
+                                  drawn["goal"][:1], [hjepa.generator(1, "x")])
+    planners = levels_of(small, {"samples": 12, "iterations": 3, "elites": 3}, config)
     plan = None
     with torch.no_grad():
         for left in range(10, 0, -1):
-            force, plan = levels.flat(clip, left, plan)
+            force, plan = planners.flat(clip, left, plan)
             assert torch.allclose(force, forces[:, 10 - left], atol=1e-5)
-            clip, _ = world.rollout(clip[:, -1], force.unflatten(-1, (-1, 2))[:, None])
+            clip, _ = world.rollout(clip[:, -1], force[:, None])
 
 
-def test_chain_is_short_steps_then_jumps(small):
-    run, _, _ = small
-    model, gen = run.model, torch.Generator().manual_seed(0)
-    z, plans = torch.randn(2, 256, generator=gen), torch.randn(2, 12, 6, generator=gen)
+def test_held_forces_change_at_the_macro_boundaries_before_the_goal(small, monkeypatch):
+    clip = small[2]["clip"][:1]
+    seen = []
+
+    def note(model, clip, goal):
+        def cost(plans):
+            seen.append(plans)
+            return plans.square().mean((-1, -2))
+        return cost
+    monkeypatch.setattr(hjepa, "short_cost", note)
+    planners = levels_of(small, {"samples": 4, "iterations": 1, "elites": 3})
     with torch.no_grad():
-        by_hand = model.lift(model.rollout(z, plans[:, :2])[:, -1])
-        by_hand = model.jump(model.bridge(model.jump(by_hand, plans[:, 2:7])), plans[:, 7:])
-        assert torch.allclose(planning.chain(model, z, plans, 2, 5), by_hand, atol=1e-5)
-        assert torch.allclose(planning.chain(model, z, plans[:, :5], 0, 5), model.jump(z, plans[:, :5]))
-
-
-def test_held_forces_change_at_the_macro_boundaries_before_the_goal(small):
-    run, world, tasks = small
-    levels = hierarchy.Levels(run, world, tasks["goal"][:1], [hjepa.generator(1, "x")], 4, 1)
-    with torch.no_grad():
-        _, plan = levels.flat_held(tasks["clip"][:1], 7, None)            # 2 clips, then 5
+        _, plan = planners.flat_held(clip, 7, None)                       # 2 clips, then 5
         assert plan.shape == (1, 2, 6)
-        _, after = levels.flat_held(tasks["clip"][:1], 6, plan)
+        _, after = planners.flat_held(clip, 6, plan)
         assert after.shape == (1, 1, 6)
+    steps = (seen[0][:, 1:, 1:] != seen[0][:, 1:, :-1]).flatten(0, 1).any(-1)     # (plans, 6)
+    assert seen[0].shape[2] == 7 and (steps == torch.arange(6).eq(1)).all()
 
 
 def test_an_interrupted_study_goes_on_and_another_one_is_not_taken_for_it(smoke, report, tmp_path):
-    flags = ("--run", smoke, "--tasks", 3, "--frames", 50, "--setting", 4, 2, "--only", "flat", "mixed",
-             "--out", tmp_path)
-    old = [row for row in report["rows"] if (row["planner"], row["frames"], row["samples"]) == (
-        "flat", 50, 4)]
-    told = {k: report[k] for k in ("weights", "n", "views", "tasks_of", "precision")}
+    content, arrays, kept = report
+    flags = ("--run", smoke, *FLAGS, "--setting", 4, 2, "--only", "flat", "mixed", "--out",
+             tmp_path)
+    old = kept.find(planner="flat", frames=50, samples=4)
     half = tmp_path / "hierarchy.part.json"
-    half.write_text(json.dumps({"told": told, "rows": old}))
+    half.write_text(json.dumps({"study": kept.study, "rows": [old]}))
     done = here("figures/hierarchy.py", *flags)
     assert done.returncode == 0 and "mixed" in done.stdout and "flat" not in done.stdout
-    content = json.loads((tmp_path / "hierarchy.json").read_text())
-    assert content["rows"][0] == old[0] and content["rows"][1]["planner"] == "mixed"
-    assert len(content["pairs"]) == 1 and not half.exists()
-    for text, said in ((json.dumps({"told": {**told, "n": 9}, "rows": old}), "other n"),
-                       ("[]", "damaged")):
-        half.write_text(text)
-        done = here("figures/hierarchy.py", *flags)
-        assert done.returncode == 2 and said in done.stderr and half.read_text() == text
-        assert len(done.stderr.splitlines()) == 1
+    again = json.loads((tmp_path / "hierarchy.json").read_text())
+    assert [row["planner"] for row in again["rows"]] == ["flat", "mixed"]
+    assert again["rows"][0]["seconds"] == pytest.approx(old["seconds"], rel=1e-4)
+    for key in ("errors/flat/50/4 x 2", "errors/mixed/50/4 x 2"):
+        assert np.array_equal(np.load(tmp_path / "hierarchy.npz")[key], arrays[key])
+    assert len(again["pairs"]) == 1 and not half.exists()
+    text = json.dumps({"study": {**kept.study, "n": 9}, "rows": [old]})
+    half.write_text(text)
+    done = here("figures/hierarchy.py", *flags)
+    assert done.returncode == 2 and "other n" in done.stderr and half.read_text() == text
+    assert len(done.stderr.splitlines()) == 1
 
 
 def row(planner, calls, reached):
@@ -156,22 +173,27 @@ def test_pairs_compare_with_flat_at_equal_calls_equal_seconds_and_equal_success(
     rows = [row("flat", 100, [1, 0, 0, 0]), row("flat", 300, [1, 1, 0, 0]),
             row("flat", 900, [1, 1, 1, 0]), row("joint", 300 * 3 ** 0.5, [1, 1, 1, 0]),
             row("mixed", 90, [1, 1, 1, 1])]
-    rows[3]["seconds"], rows[4]["seconds"] = 100, 900
+    rows[3]["seconds"] = 100
+    rows[4]["seconds"] = 900
     joint, mixed = hierarchy.compare(rows, 75)
     assert joint["gain_calls"] == pytest.approx(0.75 - (0.5 + 0.75) / 2)  # half-way in logarithms
     low, high = joint["gain_calls_ci"]
-    assert low == 0 and high > 0.25                                       # only one task differs
+    assert low == 0 and high > 0.25                                       # only one goal differs
     assert joint["gain_seconds"] == 0.5 and mixed["gain_seconds"] == 0.25
     assert joint["saving"] == pytest.approx(3 ** 0.5)
     assert "gain_calls" not in mixed and "saving" not in mixed            # none as cheap, as good
+    assert hierarchy.compare(rows, 50) == []
 
 
 def test_saving_is_read_off_the_line_through_the_flat_rows():
     flat = [row("flat", 100, [1] * 20 + [0] * 60), row("flat", 400, [1] * 60 + [0] * 20)]
     ratio, (low, high) = hierarchy.calls_saved(row("mixed", 50, [1] * 40 + [0] * 40), flat)
     assert ratio == pytest.approx(200 / 50)                               # halfway: sqrt(100 400)
-    assert 2 <= low < ratio < high <= 8                                   # the line ends at 100, 400
-    assert hierarchy.calls_saved(row("mixed", 50, [1] * 60 + [0] * 20), flat)[0] == pytest.approx(8)
+    assert 2 <= low < ratio < high <= 8         # the line ends at 100 and 400 calls
+    best = row("mixed", 50, [1] * 60 + [0] * 20)
+    assert hierarchy.calls_saved(best, flat)[0] == pytest.approx(8)
+    modest = row("mixed", 50, [1] * 22 + [0] * 58)                        # flat is often as good
+    assert hierarchy.calls_saved(modest, flat)[1][0] == 0
     for outside in ([1] * 10 + [0] * 70, [1] * 70 + [0] * 10):
         assert hierarchy.calls_saved(row("mixed", 50, outside), flat) is None
     assert hierarchy.calls_saved(flat[0], []) is None
@@ -179,7 +201,7 @@ def test_saving_is_read_off_the_line_through_the_flat_rows():
 
 @pytest.mark.parametrize("flags, word", [
     (["--frames", "40"], "--frames"), (["--setting", "2", "6"], "--setting"),
-    (["--only", "best"], "--only"), (["--tasks", "0"], "--tasks")])
-def test_mistakes_get_one_line(smoke, flags, word):
-    done = here("figures/hierarchy.py", "--run", smoke, *flags)
+    (["--only", "best"], "--only"), (["--goals", "0"], "--goals")])
+def test_mistakes_get_one_line(smoke, tmp_path, flags, word):
+    done = here("figures/hierarchy.py", "--run", smoke, *flags, "--out", tmp_path)
     assert done.returncode == 2 and word in done.stderr and done.stderr.count("\n") == 1

@@ -1,4 +1,5 @@
 """The loss against its equations, taken literally, and against the ways a collapse can hide."""
+import functools
 import math
 
 import pytest
@@ -7,16 +8,30 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hjepa import HJEPA, objective, vicreg_terms
+from hjepa import HJEPA, embeddings, map_errors, objective, prediction_errors, vicreg_terms
 
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def small_model():
+    torch.manual_seed(0)
+    return HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
+
+
+def batch(n=12):
+    obs = torch.randn(n, 6, 5, 12, generator=gen(1))
+    forces = torch.randn(n, 5, 6, generator=gen(2))
+    return obs, forces
+
+
+# VICReg
+
 def literal(z, gamma, eps):
     """[2] eq. 1-4 with plain numbers and loops: z is a list of N lists of D floats."""
-    n, d = len(z), len(z[0])
+    n = len(z)
+    d = len(z[0])
     mean = [sum(row[j] for row in z) / n for j in range(d)]
     c = [[0.0] * d for _ in range(d)]
     for i in range(d):
@@ -25,49 +40,52 @@ def literal(z, gamma, eps):
                 c[i][j] += (row[i] - mean[i]) * (row[j] - mean[j]) / (n - 1)
     std = sum(max(0.0, gamma - math.sqrt(c[j][j] + eps)) for j in range(d)) / d
     cov = sum(c[i][j] ** 2 for i in range(d) for j in range(d) if i != j) / d
-    return std, cov
+    return {"std": std, "cov": cov}
 
 
 @given(st.integers(2, 9), st.integers(1, 6), st.floats(0.05, 3), st.integers(0, 10**6))
 def test_terms_equal_the_equations(n, d, scale, seed):
     z = scale * torch.randn(n, d, generator=gen(seed)) + 2
     for gamma, eps in ((1.0, 1e-4), (1.5, 1e-2)):
-        std, cov = literal(z.double().tolist(), gamma, eps)
+        expected = literal(z.double().tolist(), gamma, eps)
         got = vicreg_terms(z, gamma, eps)
-        assert got[0].item() == pytest.approx(std, rel=1e-4, abs=1e-6)
-        assert got[1].item() == pytest.approx(cov, rel=1e-4, abs=1e-6)
+        assert set(got) == {"std", "cov"}
+        for name in got:
+            assert got[name].item() == pytest.approx(expected[name], rel=1e-4, abs=1e-6)
 
 
 def test_leading_axes_are_averaged_not_pooled():
     z = torch.randn(3, 10, 4, generator=gen()) * torch.tensor([0.2, 0.5, 0.9])[:, None, None]
     each = [vicreg_terms(part) for part in z]
-    for i, got in enumerate(vicreg_terms(z)):
-        torch.testing.assert_close(got, sum(pair[i] for pair in each) / 3)
+    for name, got in vicreg_terms(z).items():
+        torch.testing.assert_close(got, sum(terms[name] for terms in each) / 3)
 
 
 def test_two_samples_are_the_least():
-    assert vicreg_terms(torch.randn(2, 3, generator=gen()))[0].isfinite()
+    assert vicreg_terms(torch.randn(2, 3, generator=gen()))["std"].isfinite()
     with pytest.raises(ValueError, match="two samples"):
         vicreg_terms(torch.zeros(1, 3))
 
 
-@pytest.mark.parametrize("spread", [1e-3, 1e-2])
-def test_near_collapse_is_punished_and_can_be_left(spread):
+@pytest.mark.parametrize("deviation", [1e-3, 1e-2])
+def test_near_collapse_is_punished_and_can_be_left(deviation):
     """The variance term is nearly 1, and its gradient pushes the samples apart."""
-    z = (spread * torch.randn(64, 8, generator=gen()) + 3).requires_grad_()
-    std, _ = vicreg_terms(z)
+    z = (deviation * torch.randn(64, 8, generator=gen()) + 3).requires_grad_()
+    std = vicreg_terms(z)["std"]
     assert std > 0.98
     std.backward()
-    assert z.grad.isfinite().all() and z.grad.abs().max() > 1e-5
+    assert z.grad.isfinite().all()
+    assert z.grad.abs().max() > 1e-5
     outward = (-z.grad * (z - z.mean(0)).detach()).sum(0)                 # the way of descent
     assert (outward > 0).all()
 
 
 def test_constant_batch_has_a_finite_gradient():
     z = torch.full((16, 4), 0.7, requires_grad=True)
-    std, cov = vicreg_terms(z)
-    (std + cov).backward()
-    assert std.item() == pytest.approx(0.99) and cov.item() < 1e-12
+    terms = vicreg_terms(z)
+    (terms["std"] + terms["cov"]).backward()
+    assert terms["std"].item() == pytest.approx(0.99)
+    assert terms["cov"].item() < 1e-12
     assert z.grad.isfinite().all()
 
 
@@ -75,28 +93,14 @@ def test_pooling_time_would_hide_a_collapse():
     """z(n, t) = f(t): every sample is the same. Clip by clip it shows; with time pooled it does
     not."""
     z = 2 * torch.randn(30, 1, 8, generator=gen()).expand(30, 20, 8)      # (T, N, D)
-    assert vicreg_terms(z)[0] > 0.98
-    assert vicreg_terms(z.flatten(0, 1))[0] < 0.01
-
-
-def test_objective_takes_the_shallow_target_clip_by_clip():
-    """The same trap in the objective: sequences that differ in time only."""
-    obs = torch.randn(1, 6, 5, 12, generator=gen()).expand(32, -1, -1, -1)
-    forces = torch.randn(32, 5, 6, generator=gen(1))
-    model = HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
-    with torch.no_grad():
-        for tap in (model.target.tap1, model.target.tap2, model.context.tap1, model.context.tap2):
-            tap[-1].weight.mul_(20)                                       # wide in time
-        t1 = model.target(obs.flatten(0, 1))[0]
-    assert vicreg_terms(t1)[0] < 0.3
-    terms = objective(model, obs, forces)[1]
-    assert min(terms[f"std_{name}"] for name in ("c1", "t1", "c2", "t2")) > 0.98
+    assert vicreg_terms(z)["std"] > 0.98
+    assert vicreg_terms(z.flatten(0, 1))["std"] < 0.01
 
 
 @pytest.mark.parametrize("n, d", [(256, 64), (64, 256)])
 def test_white_noise_scores_its_sampling_error(n, d):
     z = torch.randn(20, n, d, generator=gen())
-    assert vicreg_terms(z)[1].item() == pytest.approx((d - 1) / (n - 1), rel=0.05)
+    assert vicreg_terms(z)["cov"].item() == pytest.approx((d - 1) / (n - 1), rel=0.05)
 
 
 def test_autocast_does_not_touch_the_statistics():
@@ -104,43 +108,249 @@ def test_autocast_does_not_touch_the_statistics():
     plain = vicreg_terms(z)
     with torch.autocast("cpu", torch.bfloat16):
         assert (z.T @ z).dtype == torch.bfloat16                          # autocast is at work
-        inside, half = vicreg_terms(z), vicreg_terms(z.bfloat16())
-    assert all(torch.equal(a, b) for a, b in zip(plain, inside))
-    assert all(x.dtype == torch.float32 for x in (*plain, *inside, *half))
+        inside = vicreg_terms(z)
+        half = vicreg_terms(z.bfloat16())
+    for name in plain:
+        assert torch.equal(plain[name], inside[name])
+        assert plain[name].dtype == inside[name].dtype == half[name].dtype == torch.float32
 
 
-@pytest.mark.parametrize("weights", [(25.0, 25.0, 1.0, 5.0), (3.0, 7.0, 11.0, 2.0),
-                                     (25.0, 25.0, 1.0, 0.0)])
-def test_total_is_the_documented_sum(weights):
-    """Every term is computed again from the embeddings, one clip at a time."""
-    pred, std, cov, maps = weights
-    model = HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
-    obs = torch.randn(12, 6, 5, 12, generator=gen(1))
-    forces = torch.randn(12, 5, 6, generator=gen(2))
-    total, terms = objective(model, obs, forces, *weights)
+# The parts of the objective
 
+def literal_embeddings(model, obs, forces):
+    """Clip by clip, step by step."""
     z1, z2 = model.context(obs[:, 0])
     t1 = [model.target(obs[:, k])[0] for k in range(1, 6)]
-    t2, z, errors = model.target(obs[:, 5])[1], z1, []
+    _, t2 = model.target(obs[:, 5])
+    p1 = []
+    z = z1
     for k in range(5):
         z = model.short(z, forces[:, k])
-        errors.append(F.mse_loss(z, t1[k]))
+        p1.append(z)
+    p2 = model.macro(z2, forces.flatten(1))
+    return {"z1": z1, "t1": torch.stack(t1), "p1": torch.stack(p1), "z2": z2, "t2": t2, "p2": p2}
+
+
+def test_embeddings_equal_clip_by_clip():
+    model = small_model()
+    obs, forces = batch()
+    got = embeddings(model, obs, forces)
+    expected = literal_embeddings(model, obs, forces)
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        assert got[name].shape == value.shape
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_prediction_errors_are_means_over_clips_samples_and_dimensions():
+    e = {}
+    for i, name in enumerate(("p1", "t1")):
+        e[name] = torch.randn(5, 4, 3, generator=gen(i))
+    for i, name in enumerate(("p2", "t2")):
+        e[name] = torch.randn(4, 3, generator=gen(10 + i))
+    got = prediction_errors(e)
+    per_clip = [(e["p1"][k] - e["t1"][k]).square().sum() / (4 * 3) for k in range(5)]
+    assert set(got) == {"pred1", "pred2"}
+    torch.testing.assert_close(got["pred1"], sum(per_clip) / 5)
+    torch.testing.assert_close(got["pred2"], (e["p2"] - e["t2"]).square().sum() / (4 * 3))
+
+
+def test_map_errors_compare_with_z2_of_the_last_clip():
+    model = small_model()
+    obs, forces = batch()
+    e = embeddings(model, obs, forces)
+    got = map_errors(model, obs, e)
+    _, z2 = model.context(obs[:, 5])
+    assert set(got) == {"bridge", "lift"}
+    torch.testing.assert_close(got["bridge"], (model.bridge(e["t2"]) - z2).square().mean())
+    torch.testing.assert_close(got["lift"], (model.lift(e["t1"][4]) - z2).square().mean())
+
+
+def test_errors_are_taken_in_float32():
+    """bfloat16 embeddings, as autocast gives them, are compared in float32."""
+    e = {}
+    for i, name in enumerate(("p1", "t1", "p2", "t2")):
+        e[name] = torch.randn(4, 3, generator=gen(i)).bfloat16()
+    for value in prediction_errors(e).values():
+        assert value.dtype == torch.float32
+
+
+def test_objective_takes_the_shallow_target_clip_by_clip():
+    """The trap of pooled time in the objective: sequences that differ in time only."""
+    obs = torch.randn(1, 6, 5, 12, generator=gen()).expand(32, -1, -1, -1)
+    forces = torch.randn(32, 5, 6, generator=gen(1))
+    model = small_model()
+    with torch.no_grad():
+        for encoder in (model.target, model.context):
+            encoder.read_shallow[-1].weight.mul_(20)                      # wide in time
+            encoder.read_deep[-1].weight.mul_(20)
+        t1, _ = model.target(obs.flatten(0, 1))
+    assert vicreg_terms(t1)["std"] < 0.3
+    _, terms = objective(model, obs, forces, {"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 5.0})
+    for name in ("z1", "t1", "z2", "t2"):
+        assert terms[f"std_{name}"] > 0.98
+
+
+# The objective as a sum
+
+ALL_WEIGHTS = [{"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 5.0},
+               {"pred": 3.0, "std": 7.0, "cov": 11.0, "map": 2.0},
+               {"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 0.0}]
+
+
+@pytest.mark.parametrize("weights", ALL_WEIGHTS)
+def test_total_is_the_documented_sum(weights):
+    """Every term is computed again from the embeddings, one clip at a time."""
+    model = small_model()
+    obs, forces = batch()
+    total, terms = objective(model, obs, forces, weights)
+
+    e = literal_embeddings(model, obs, forces)
+    errors = [F.mse_loss(e["p1"][k], e["t1"][k]) for k in range(5)]
     expected = {"pred1": sum(errors) / 5,
-                "pred2": F.mse_loss(model.macro(z2, forces.flatten(1)), t2)}
-    stats = {"c1": [z1], "t1": t1, "c2": [z2], "t2": [t2]}
-    for name, sets in stats.items():
-        pairs = [vicreg_terms(s) for s in sets]
-        expected["std_" + name] = sum(p[0] for p in pairs) / len(pairs)
-        expected["cov_" + name] = sum(p[1] for p in pairs) / len(pairs)
-    composite = pred * (expected["pred1"] + expected["pred2"]) + sum(
-        std * expected["std_" + name] + cov * expected["cov_" + name] for name in stats)
-    same = model.context(obs[:, 5])[1]
-    links = {"bridge": F.mse_loss(model.bridge(t2), same),
-             "lift": F.mse_loss(model.lift(t1[-1]), same)}
-    if maps:
-        expected.update(links)
-    assert set(terms) == {*expected, "composite"}
+                "pred2": F.mse_loss(e["p2"], e["t2"])}
+    composite = weights["pred"] * (expected["pred1"] + expected["pred2"])
+    for name, clips in (("z1", [e["z1"]]), ("t1", e["t1"]), ("z2", [e["z2"]]), ("t2", [e["t2"]])):
+        each = [vicreg_terms(z) for z in clips]
+        for kind in ("std", "cov"):
+            mean = sum(pair[kind] for pair in each) / len(each)
+            expected[f"{kind}_{name}"] = mean
+            composite = composite + weights[kind] * mean
+    expected["composite"] = composite
+    _, z2_last = model.context(obs[:, 5])
+    maps = {"bridge": F.mse_loss(model.bridge(e["t2"]), z2_last),
+            "lift": F.mse_loss(model.lift(e["t1"][4]), z2_last)}
+    if weights["map"] > 0:
+        expected.update(maps)
+
+    assert set(terms) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(terms["composite"], composite, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(total, composite + maps * sum(links.values()), rtol=1e-5, atol=1e-5)
+    expected_total = composite + weights["map"] * (maps["bridge"] + maps["lift"])
+    torch.testing.assert_close(total, expected_total, rtol=1e-5, atol=1e-5)
+
+
+PARTS = {"pred": ["pred1", "pred2"],
+         "std": ["std_z1", "std_t1", "std_z2", "std_t2"],
+         "cov": ["cov_z1", "cov_t1", "cov_z2", "cov_t2"],
+         "map": ["bridge", "lift"]}
+
+
+@pytest.mark.parametrize("which", PARTS)
+def test_each_weight_weighs_its_terms_and_no_others(which):
+    model = small_model()
+    weights = {"pred": 0.0, "std": 0.0, "cov": 0.0, "map": 0.0}
+    weights[which] = 3.0
+    total, terms = objective(model, *batch(), weights)
+    expected = 3 * sum(terms[name] for name in PARTS[which])
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-6)
+    composite = 0 * total if which == "map" else total
+    torch.testing.assert_close(terms["composite"], composite, rtol=1e-5, atol=1e-6)
+
+
+def test_terms_can_be_logged_in_their_order():
+    """The log's columns: what is predicted, then the statistics, then the sum, then the maps."""
+    _, terms = objective(small_model(), *batch(), ALL_WEIGHTS[0])
+    assert list(terms) == ["pred1", "pred2", "std_z1", "cov_z1", "std_t1", "cov_t1", "std_z2",
+                           "cov_z2", "std_t2", "cov_t2", "composite", "bridge", "lift"]
+    assert all(term.ndim == 0 for term in terms.values())
+
+
+# Each function can be replaced, and nothing else changes
+
+def difference(**replaced):
+    """-> total and terms of the objective with a replaced function, and without."""
+    model = small_model()
+    obs, forces = batch()
+    changed = functools.partial(objective, **replaced)
+    return changed(model, obs, forces, ALL_WEIGHTS[1]), objective(model, obs, forces,
+                                                                   ALL_WEIGHTS[1])
+
+
+def assert_changed(now, before, names):
+    """Of all terms but the sum, those in names are others, the rest is the same."""
+    for name in before:
+        if name != "composite":
+            same = torch.equal(now[name], before[name])
+            assert same == (name not in names), name
+
+
+def test_embed_can_be_replaced():
+    """A study of frozen targets, say."""
+    def shifted(model, obs, forces):
+        e = embeddings(model, obs, forces)
+        e["p2"] = e["p2"] + 1
+        return e
+    (total, terms), (old_total, old_terms) = difference(embed=shifted)
+    assert list(terms) == list(old_terms)
+    assert_changed(terms, old_terms, ["pred2"])
+    expected = old_total + 3 * (terms["pred2"] - old_terms["pred2"])
+    torch.testing.assert_close(total, expected)
+
+
+def test_predict_can_be_replaced():
+    """By terms of any names: each is weighed by pred."""
+    def three_errors(e):
+        return {**prediction_errors(e), "pred3": torch.tensor(2.0)}
+    (total, terms), (old_total, old_terms) = difference(predict=three_errors)
+    assert terms["pred3"] == 2
+    assert_changed(terms, old_terms, [])
+    torch.testing.assert_close(total, old_total + 3 * 2)
+    torch.testing.assert_close(terms["composite"], old_terms["composite"] + 3 * 2)
+
+
+def test_regularise_can_be_replaced():
+    """It is asked for each of the four sets; its terms carry its names and weights."""
+    seen = []
+
+    def spread_only(z):
+        seen.append(z)
+        return {"std": z.abs().mean()}
+    (total, terms), (old_total, old_terms) = difference(regularise=spread_only)
+    assert [tuple(z.shape) for z in seen] == [(12, 8), (5, 12, 8), (12, 8), (12, 8)]
+    assert set(old_terms) - set(terms) == set(PARTS["cov"])
+    expected = old_total
+    for z, name in zip(seen, ("z1", "t1", "z2", "t2")):
+        assert torch.equal(terms[f"std_{name}"], z.abs().mean())
+        expected = expected + 7 * (terms[f"std_{name}"] - old_terms[f"std_{name}"])
+        expected = expected - 11 * old_terms[f"cov_{name}"]
+    torch.testing.assert_close(total, expected)
+
+
+def test_link_can_be_replaced():
+    asked = []
+
+    def one_map(model, obs, e):
+        asked.append((model, obs, e))
+        return {"bridge": torch.tensor(0.25)}
+    (total, terms), (_, old_terms) = difference(link=one_map)
+    assert len(asked) == 1
+    model, obs, e = asked[0]
+    assert isinstance(model, HJEPA)
+    assert obs.shape == (12, 6, 5, 12)
+    assert set(e) == {"z1", "t1", "p1", "z2", "t2", "p2"}
+    assert terms["bridge"] == 0.25
+    assert "lift" not in terms
+    assert torch.equal(terms["composite"], old_terms["composite"])
+    torch.testing.assert_close(total, terms["composite"] + 2 * 0.25)
+
+
+def test_no_map_is_asked_for_without_weight():
+    def never(model, obs, e):
+        raise AssertionError
+    weights = {"pred": 1.0, "std": 1.0, "cov": 1.0, "map": 0.0}
+    total, terms = objective(small_model(), *batch(), weights, link=never)
+    assert torch.equal(total, terms["composite"])
+
+
+def test_gather_brings_the_samples_of_all_processes_to_the_statistics_alone():
+    def doubled(z):
+        return torch.cat([z, z + 1], -2)
+    (_, terms), (_, old_terms) = difference(gather=doubled)
+    assert_changed(terms, old_terms, PARTS["std"] + PARTS["cov"])
+    model = small_model()
+    e = embeddings(model, *batch())
+    for name in ("z1", "t1", "z2", "t2"):
+        expected = vicreg_terms(doubled(e[name]))
+        torch.testing.assert_close(terms[f"std_{name}"], expected["std"])
+        torch.testing.assert_close(terms[f"cov_{name}"], expected["cov"])

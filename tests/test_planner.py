@@ -5,12 +5,20 @@ import pytest
 import torch
 
 import hjepa
-from hjepa import World, cem, replan
+from hjepa import World, better_of, cem, latent_cost, macro_cost, plan_once, reflected_cost
+from hjepa import reflections, replan, short_cost
 
 
 def gens(*seeds):
-    return [torch.Generator().manual_seed(s) for s in seeds]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
+
+def small_model():
+    torch.manual_seed(0)
+    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
+
+
+# The search. Two goals, plans of two forces with two numbers each.
 
 AIM = torch.tensor([[0.5, -1.0, 1.5, 0.0], [-1.2, 0.3, 0.7, -0.4]]).view(2, 2, 2)      # (B, K, A)
 
@@ -20,16 +28,58 @@ def quadratic(plans):
     return (plans - AIM[:len(plans), None]).square().sum((-1, -2))
 
 
+def cost_of(plan, cost=quadratic):
+    """(B, K, A) -> (B,)."""
+    return cost(plan[:, None])[:, 0]
+
+
 def search(cost=quadratic, mean=None, std=None, seeds=(0, 1), **budget):
-    mean = torch.zeros(len(seeds), 2, 2) if mean is None else mean
-    std = torch.ones_like(mean) if std is None else std
+    if mean is None:
+        mean = torch.zeros(len(seeds), 2, 2)
+    if std is None:
+        std = torch.ones_like(mean)
     return cem(cost, mean, std, gens(*seeds), **budget)
 
 
 def test_finds_the_minimum_of_a_quadratic():
     plan, cost = search(iterations=10)
     assert (plan - AIM).abs().max() < 0.1
-    torch.testing.assert_close(cost, quadratic(plan[:, None])[:, 0])
+    torch.testing.assert_close(cost, cost_of(plan))
+
+
+def test_one_iteration_is_the_textbook():
+    """Sample around the mean, keep the cheapest, and their mean and deviation are the next
+    Gaussian."""
+    seen = []
+
+    def cost(plans):
+        seen.append(plans)
+        return quadratic(plans)
+    mean = torch.tensor([[0.1, 0.2], [0.3, 0.4]]).expand(2, 2, 2)
+    std = torch.tensor([[0.5, 1.0], [1.5, 2.0]]).expand(2, 2, 2)
+    search(cost, mean, std, samples=30, elites=4, iterations=2, low=-3.0, high=3.0, floor=0.05)
+    assert [tuple(plans.shape) for plans in seen] == [(2, 30, 2, 2), (2, 30, 2, 2), (2, 1, 2, 2)]
+    sources = gens(0, 1)                        # the same noise, drawn again
+    for plans, next_plans in zip(seen[:2], seen[1:]):
+        for b in range(2):
+            noise = torch.randn(30, 2, 2, generator=sources[b])
+            expected = mean[b] + std[b] * noise
+            expected[0] = mean[b]
+            torch.testing.assert_close(plans[b], expected.clamp(-3, 3))
+        order = quadratic(plans).argsort(1)
+        elites = torch.stack([plans[b, order[b, :4]] for b in range(2)])
+        mean = elites.mean(1)
+        std = elites.std(1) + 0.05
+        torch.testing.assert_close(next_plans[:, 0], mean)                # the mean competes
+
+
+def test_the_floor_keeps_the_search_alive():
+    """From a deviation of nothing, only the floor can still move the mean."""
+    nothing = torch.zeros(2, 2, 2)
+    plan, _ = search(std=nothing, floor=0.0, iterations=20)
+    assert torch.equal(plan, nothing)
+    plan, _ = search(std=nothing, floor=0.1, iterations=40)
+    assert (plan - AIM).abs().max() < 0.2
 
 
 def test_the_last_mean_competes():
@@ -42,8 +92,9 @@ def test_the_last_mean_competes():
         return values[-1]
     plan, best = search(cost, samples=20, iterations=3, elites=8)
     assert shapes == 3 * [(2, 20)] + [(2, 1)]
-    assert torch.equal(best, torch.cat(values, 1).amin(1)) and (values[-1][:, 0] == best).any()
-    torch.testing.assert_close(quadratic(plan[:, None])[:, 0], best)
+    assert torch.equal(best, torch.cat(values, 1).amin(1))
+    assert (values[-1][:, 0] == best).any()
+    torch.testing.assert_close(cost_of(plan), best)
 
 
 def test_respects_bounds():
@@ -54,7 +105,8 @@ def test_respects_bounds():
         seen.append(plans.abs().max().item())
         return (plans - 5.0).square().sum((-1, -2))
     plan, _ = search(cost, mean=torch.full((2, 2, 2), 9.0), low=-0.7, high=0.7)
-    assert len(seen) == 6 + 1 and max(seen) <= 0.7 + 1e-6
+    assert len(seen) == 6 + 1
+    assert max(seen) <= 0.7 + 1e-6
     torch.testing.assert_close(plan, torch.full((2, 2, 2), 0.7))
 
 
@@ -67,10 +119,12 @@ def test_refuses_what_cannot_be_searched(wrong, says):
         search(mean=torch.zeros(2, 2, 2), **wrong)
 
 
-def test_keeps_its_inputs():
-    mean, std = torch.full((2, 2, 2), 0.3), torch.full((2, 2, 2), 0.8)
+def test_search_keeps_its_inputs():
+    mean = torch.full((2, 2, 2), 0.3)
+    std = torch.full((2, 2, 2), 0.8)
     search(mean=mean, std=std)
-    assert (mean == 0.3).all() and (std == 0.8).all()
+    assert (mean == 0.3).all()
+    assert (std == 0.8).all()
 
 
 def test_nan_counts_as_infinitely_bad():
@@ -78,135 +132,111 @@ def test_nan_counts_as_infinitely_bad():
     def cost(plans):
         return torch.where(plans[..., 0, 0] > 0.2, math.nan, quadratic(plans))
     plan, value = search(cost, iterations=10)
-    assert value.isfinite().all() and (plan[:, 0, 0] <= 0.2).all()
+    assert value.isfinite().all()
+    assert (plan[:, 0, 0] <= 0.2).all()
     assert (plan - AIM)[:, 1].abs().max() < 0.3                           # and it still searches
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_no_plan_of_finite_cost_gives_the_start_and_says_so(bad):
-    plan, value = search(lambda plans: torch.full(plans.shape[:2], bad),
-                         mean=torch.full((2, 2, 2), 0.3))
-    assert (plan == 0.3).all() and value.isinf().all()
+    def cost(plans):
+        return torch.full(plans.shape[:2], bad)
+    plan, value = search(cost, mean=torch.full((2, 2, 2), 0.3))
+    assert (plan == 0.3).all()
+    assert value.isinf().all()
 
 
-def test_a_task_does_not_depend_on_its_neighbours():
+def test_no_iteration_returns_the_start_within_its_bounds():
+    plan, _ = search(mean=AIM + 100, iterations=0)
+    assert (plan == 2).all()
+
+
+def test_a_goal_does_not_depend_on_its_neighbours():
     both, costs = search(seeds=(5, 6))
     for b, seed in enumerate((5, 6)):
         def cost(plans, b=b):
             return (plans - AIM[b]).square().sum((-1, -2))
         alone, value = search(cost, seeds=(seed,))
-        assert torch.equal(alone[0], both[b]) and torch.equal(value[0], costs[b])
+        assert torch.equal(alone[0], both[b])
+        assert torch.equal(value[0], costs[b])
     other, _ = search(seeds=(5, 7))
-    assert torch.equal(other[0], both[0]) and not torch.equal(other[1], both[1])
+    assert torch.equal(other[0], both[0])
+    assert not torch.equal(other[1], both[1])
 
 
 def test_a_warm_start_is_never_lost():
     """The start is the minimum, far from where a wide and short search looks."""
     plan, cost = search(mean=AIM, samples=5, elites=2, iterations=2)
-    assert torch.equal(plan, AIM) and (cost == 0).all()
+    assert torch.equal(plan, AIM)
+    assert (cost == 0).all()
     for seed in range(5):
         start = torch.randn(2, 2, 2, generator=gens(seed)[0])
         _, cost = search(mean=start, samples=3, elites=2, iterations=1)
-        assert (cost <= quadratic(start[:, None])[:, 0]).all()
+        assert (cost <= cost_of(start)).all()
 
 
 def test_returns_the_best_plan_ever_tried():
     tried = []
 
     def rough(plans):
-        tried.append((plans * 37).sin().sum((-1, -2)))
+        return (plans * 37).sin().sum((-1, -2))
+
+    def noted(plans):
+        tried.append(rough(plans))
         return tried[-1]
-    _, cost = search(rough, samples=20, elites=5)
+    plan, cost = search(noted, samples=20, elites=5)
     assert torch.equal(cost, torch.cat(tried, 1).amin(1))
+    torch.testing.assert_close(cost_of(plan, rough), cost, atol=1e-5, rtol=0)
 
 
 def test_the_same_generators_give_the_same_plan():
     torch.manual_seed(1)
-    first = search(seeds=(3, 4))[0]
+    first, _ = search(seeds=(3, 4))
     torch.manual_seed(2)                                                  # plays no part
-    assert torch.equal(first, search(seeds=(3, 4))[0])
-    assert not torch.equal(first, search(seeds=(5, 6))[0])
+    second, _ = search(seeds=(3, 4))
+    third, _ = search(seeds=(5, 6))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
 
 
-@pytest.fixture(scope="module")
-def tasks():
-    return hjepa.make_tasks(World(), 40, 5, gens(11)[0])
+def test_better_of_takes_the_cheaper_plan_of_each_goal():
+    one = torch.zeros(4, 2, 3)
+    two = torch.ones(4, 2, 3)
+    plan, cost = better_of(one, torch.tensor([1.0, 2.0, 3.0, math.inf]),
+                           two, torch.tensor([2.0, 1.0, 3.0, math.inf]))
+    assert plan[:, 0, 0].tolist() == [0.0, 1.0, 0.0, 0.0]                 # of equals, the first
+    assert (plan == plan[:, :1, :1]).all()                                # whole plans
+    assert cost.tolist() == [1.0, 1.0, 3.0, math.inf]
 
 
-def test_hidden_forces_reach_the_goal(tasks):
-    world = World()
-    assert {k: tuple(v.shape) for k, v in tasks.items()} == {
-        "clip": (40, 5, 3, 4), "goal": (40, 5, 3, 4), "forces": (40, 5, 6), "contact": (40,)}
-    forces = tasks["forces"].unflatten(-1, (3, 2))
-    assert forces.abs().max() <= world.force_limit
-    states, hits = world.rollout(tasks["clip"][:, -1], forces)
-    assert torch.equal(states[:, -5:], tasks["goal"])
-    assert torch.equal(hits.any(1), tasks["contact"]) and tasks["contact"].any()
+# Costs
 
+def test_latent_cost_is_the_mean_squared_distance_of_what_is_predicted():
+    """Each sample starts at the embedding of its own goal."""
+    start = torch.randn(2, 6, generator=gens(0)[0])
+    goal = torch.randn(2, 6, generator=gens(1)[0])
+    plans = torch.randn(2, 3, 4, 6, generator=gens(2)[0])
+    shapes = []
 
-def test_every_goal_needs_force(tasks):
-    """With no force the worst body ends farther than 0.2 from where it should be."""
-    world = World()
-    idle, _ = world.rollout(tasks["clip"][:, -1], torch.zeros(40, 5, 3, 2))
-    off = (idle[:, -1, :, :2] - tasks["goal"][:, -1, :, :2]).norm(dim=-1).amax(-1)
-    assert off.min() > 0.2
-
-
-def test_a_world_without_such_goals_is_refused():
-    with pytest.raises(hjepa.Refusal, match="force"):
-        hjepa.make_tasks(World(force_limit=0.01), 4, 5, gens(0)[0])
-
-
-def oracle(world, goal):
-    """-> make_cost for replan: how far from their goals the true simulator says the bodies end."""
-    def make_cost(clip, left):
-        def cost(plans):
-            b, s = plans.shape[:2]
-            start = clip[:, None, -1].expand(-1, s, -1, -1).flatten(0, 1)
-            end = world.rollout(start, plans.flatten(0, 1).unflatten(-1, (-1, 2)))[0][:, -1, :, :2]
-            aim = goal[:, None, -1, :, :2]
-            return (end.unflatten(0, (b, s)) - aim).square().sum((-1, -2))
-        return cost
-    return make_cost
-
-
-def test_replanning_with_the_true_simulator_arrives(tasks):
-    world, clip, goal = World(), tasks["clip"][:6], tasks["goal"][:6]
-    kept, asked, tried = clip.clone(), [], []
-
-    def make_cost(now, left):
-        cost = oracle(world, goal)(now, left)
-        asked.append((left, now))
-        tried.append([])
-
-        def noted(plans):
-            tried[-1].append((plans, cost(plans)))
-            return tried[-1][-1][1]
-        return noted
-    states, forces = replan(world, clip, 5, make_cost, gens(*range(6)), samples=100, elites=10)
-    assert states.shape == (6, 25, 3, 4) and forces.shape == (6, 5, 6)
-    assert torch.equal(clip, kept) and forces.abs().max() <= world.force_limit
-    off = (states[:, -1, :, :2] - goal[:, -1, :, :2]).norm(dim=-1)
-    assert off.mean() < 0.03 and off.max() < 0.1
-    # What it reports is what happened: these forces lead through these states ...
-    again, _ = world.rollout(clip[:, -1], forces.unflatten(-1, (3, 2)))
-    torch.testing.assert_close(again, states, atol=1e-4, rtol=0)
-    # ... each plan began at the clip just seen, and the search at what was left of the last one.
-    assert [left for left, _ in asked] == [5, 4, 3, 2, 1] and torch.equal(asked[0][1], clip)
-    for k in range(1, 5):
-        assert torch.equal(asked[k][1], states[:, 5 * (k - 1):5 * k])
-        plans, costs = (torch.cat(x, 1) for x in zip(*tried[k - 1]))
-        best = plans[torch.arange(6), costs.argmin(1)]
-        assert torch.equal(forces[:, k - 1], best[:, 0])
-        assert torch.equal(tried[k][0][0][:, 0], best[:, 1:])
+    def predict(z, plans):
+        shapes.append((tuple(z.shape), tuple(plans.shape)))
+        return 2 * z + plans.sum(1)
+    cost = latent_cost(predict, start, goal)(plans)
+    assert shapes == [((6, 6), (6, 4, 6))]
+    assert cost.shape == (2, 3)
+    for b in range(2):
+        for s in range(3):
+            gap = 2 * start[b] + plans[b, s].sum(0) - goal[b]
+            assert cost[b, s].item() == pytest.approx((gap ** 2).sum().item() / 6, rel=1e-5)
 
 
 def test_costs_look_at_the_right_embeddings():
     """The cost of a plan is the distance between what the model predicts and the goal's code."""
-    model = hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
+    model = small_model()
     clip, goal = torch.randn(2, 2, 5, 12, generator=gens(0)[0])
     plans = torch.randn(2, 3, 5, 6, generator=gens(1)[0])
-    short, macro = hjepa.short_cost(model, clip, goal), hjepa.macro_cost(model, clip, goal)
+    short = short_cost(model, clip, goal)
+    macro = macro_cost(model, clip, goal)
     for b in range(2):
         z1, z2 = model.context(clip[b:b + 1])
         t1, t2 = model.target(goal[b:b + 1])
@@ -218,53 +248,251 @@ def test_costs_look_at_the_right_embeddings():
     assert short(plans[:, :, :2]).shape == (2, 3)                         # plans of any length
 
 
-def test_no_iteration_returns_the_start_within_its_bounds():
-    plan, _ = search(mean=AIM + 100, iterations=0)
-    assert plan.max() == 2
+# Reflections
+
+def test_eight_different_reflections_and_the_first_is_the_scene_itself():
+    x = torch.tensor([[1.0, 2.0, 3.0, 5.0], [7.0, 11.0, 13.0, 17.0]])
+    seen = reflections(x, 8).view(8, 2, 4)
+    assert torch.equal(seen[0], x)
+    assert len({tuple(view.flatten().tolist()) for view in seen}) == 8
+    for view in seen:
+        # Each pair is one of x's pairs, up to signs and order.
+        pairs = view.abs().view(2, 2, 2).sort(-1).values
+        assert torch.equal(pairs, x.view(2, 2, 2))
+    for views in range(1, 9):
+        assert torch.equal(reflections(x, views), seen[:views].flatten(0, 1))
 
 
-def test_more_images_than_there_are_never_mix_tasks():
+def test_views_come_in_pairs_of_opposites():
+    """Two symmetries are opposites if one turns into the other by both flips and a swap."""
+    x = torch.tensor([[1.0, 2.0]])
+    seen = reflections(x, 8)
+    for first, second in seen.view(4, 2, 2):
+        assert torch.equal(second.abs(), first.abs().flip(0))
+        assert torch.equal(reflections(x, 2), torch.tensor([[1.0, 2.0], [-2.0, -1.0]]))
+
+
+def test_more_views_than_there_are_never_mix_goals():
     def make_cost(model, clip, goal):
-        return lambda plans: (plans.flatten(2) ** 2).mean(-1) + clip.square().mean((1, 2))[:, None]
-    clip, plans = torch.arange(2.0)[:, None, None] * torch.ones(2, 5, 12), torch.randn(2, 7, 5, 6)
-    many, eight = (hjepa.mirrored(make_cost, None, clip, clip, views)(plans) for views in (16, 8))
+        def cost(plans):
+            return plans.flatten(2).square().mean(-1) + clip.square().mean((1, 2))[:, None]
+        return cost
+    clip = torch.arange(2.0)[:, None, None] * torch.ones(2, 5, 12)
+    plans = torch.randn(2, 7, 5, 6, generator=gens(0)[0])
+    many = reflected_cost(make_cost, None, clip, clip, views=16)(plans)
+    eight = reflected_cost(make_cost, None, clip, clip, views=8)(plans)
     torch.testing.assert_close(many, eight)
     assert many.shape == (2, 7)
 
 
-def test_a_mirrored_cost_is_the_mean_over_images_of_one_and_the_same_scene():
-    """On a cost that knows physics each image says the same; on one that does not, all eight
-    together do, whichever way the scene is turned; one view is the scene as it is."""
-    world, gen = hjepa.World(), gens(0)[0]
-    start, forces = world.reset(2, gen), world.random_forces(6, 3, gen)
-    clip, goal = (world.observe(start)[:, None].expand(-1, 5, -1) for _ in range(2))
-    plans = forces.flatten(2).unflatten(0, (2, 3))
+@pytest.mark.parametrize("views", [1, 2, 8])
+def test_to_a_cost_that_knows_physics_each_reflection_says_the_same(views):
+    world = World()
+    source = gens(0)[0]
+    start = world.reset(2, source)
+    forces = world.random_forces(6, 3, source)
+    clip = world.observe(start)[:, None].expand(-1, 5, -1)
+    plans = forces.unflatten(0, (2, 3))
 
     def simulated(model, clip, goal):
+        scale = world.observe(torch.ones(1, 4))
+
         def cost(plans):
-            now = (clip[:, -1].unflatten(-1, (-1, 4)) / world.observe(torch.ones(1, 4)))
-            end, _ = world.rollout(now.repeat_interleave(3, 0), plans.flatten(0, 1).unflatten(
-                -1, (-1, 2)))
+            now = clip[:, -1].unflatten(-1, (-1, 4)) / scale
+            end, _ = world.rollout(now.repeat_interleave(3, 0), plans.flatten(0, 1))
             aim = goal[:, -1].unflatten(-1, (-1, 4)).repeat_interleave(3, 0)
             return (end[:, -1] - aim).square().mean((-1, -2)).unflatten(0, (-1, 3))
         return cost
-    plain = simulated(None, clip, goal)(plans)
-    for views in (1, 2, 8):
-        torch.testing.assert_close(hjepa.mirrored(simulated, None, clip, goal, views)(plans), plain,
-                                   rtol=1e-3, atol=1e-4)
-    model = hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
-    clip, goal = torch.randn(2, 2, 5, 12, generator=gen)
+    plain = simulated(None, clip, clip)(plans)
+    seen = reflected_cost(simulated, None, clip, clip, views)(plans)
+    torch.testing.assert_close(seen, plain, rtol=1e-3, atol=1e-4)
 
-    def seen(views, turn=lambda x: x):
-        return hjepa.mirrored(hjepa.short_cost, model, turn(clip), turn(goal), views)(turn(plans))
+
+def test_a_reflected_cost_is_the_mean_over_reflections_of_one_and_the_same_scene():
+    """A model that does not know physics: all eight together say the same, whichever way the scene
+    is turned; one view is the scene as it is."""
+    model = small_model()
+    source = gens(0)[0]
+    clip, goal = torch.randn(2, 2, 5, 12, generator=source)
+    plans = torch.randn(2, 3, 3, 6, generator=source)
+
+    def as_it_is(x):
+        return x
 
     def flip_x(x):
         return x * torch.tensor([-1.0, 1.0]).repeat(x.shape[-1] // 2)
 
     def swap(x):
         return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    assert torch.equal(seen(1), hjepa.short_cost(model, clip, goal)(plans))
-    for turn in (flip_x, swap, lambda x: swap(flip_x(x))):
+
+    def flip_and_swap(x):
+        return swap(flip_x(x))
+
+    def opposite(x):
+        return -swap(x)
+
+    def seen(views, turn=as_it_is):
+        cost = reflected_cost(short_cost, model, turn(clip), turn(goal), views)
+        return cost(turn(plans))
+    assert torch.equal(seen(1), short_cost(model, clip, goal)(plans))
+    for turn in (flip_x, swap, flip_and_swap):
         torch.testing.assert_close(seen(8, turn), seen(8))
         assert not torch.allclose(seen(1, turn), seen(1), rtol=1e-2)
-    torch.testing.assert_close(seen(2), (seen(1) + seen(1, lambda x: -swap(x))) / 2)
+    torch.testing.assert_close(seen(2), (seen(1) + seen(1, opposite)) / 2)
+
+
+# Open and closed loop
+
+@pytest.fixture(scope="module")
+def goals():
+    return hjepa.make_goals(World(), 6, 5, gens(11)[0])
+
+
+def oracle(world, goal):
+    """-> cost_to_go: how far from their goals the true simulator says the bodies end."""
+    def cost_to_go(clip, left):
+        def cost(plans):
+            b, s = plans.shape[:2]
+            start = clip[:, None, -1].expand(-1, s, -1, -1).flatten(0, 1)
+            states, _ = world.rollout(start, plans.flatten(0, 1))
+            end = states[:, -1, :, :2].unflatten(0, (b, s))
+            return (end - goal[:, None, -1, :, :2]).square().sum((-1, -2))
+        return cost
+    return cost_to_go
+
+
+def test_replanning_with_the_true_simulator_arrives(goals):
+    world = World()
+    clip, goal = goals["clip"], goals["goal"]
+    kept = clip.clone()
+    asked = []                                  # the clip and the clips left of each search
+    tried = []                                  # the plans and costs of each search
+
+    def cost_to_go(now, left):
+        cost = oracle(world, goal)(now, left)
+        asked.append((left, now))
+        tried.append([])
+
+        def noted(plans):
+            costs = cost(plans)
+            tried[-1].append((plans, costs))
+            return costs
+        return noted
+    states, forces = replan(world, clip, 5, cost_to_go, gens(*range(6)), samples=80, elites=8)
+    assert states.shape == (6, 25, 3, 4)
+    assert forces.shape == (6, 5, 6)
+    assert torch.equal(clip, kept)
+    assert forces.abs().max() <= world.force_limit
+    off = hjepa.distance(states[:, -1], goal[:, -1])
+    assert off.mean() < 0.05
+    assert off.median() < 0.03
+
+    # What it reports is what happened: these forces lead through these states.
+    again, _ = world.rollout(clip[:, -1], forces)
+    torch.testing.assert_close(again, states, atol=1e-4, rtol=0)
+
+    # Each plan began at the clip just seen, and each search at what was left of the last plan.
+    assert [left for left, _ in asked] == [5, 4, 3, 2, 1]
+    assert torch.equal(asked[0][1], clip)
+    for k in range(1, 5):
+        assert torch.equal(asked[k][1], states[:, 5 * (k - 1):5 * k])
+        plans = torch.cat([plans for plans, _ in tried[k - 1]], 1)
+        costs = torch.cat([costs for _, costs in tried[k - 1]], 1)
+        best = plans[torch.arange(6), costs.argmin(1)]
+        assert torch.equal(forces[:, k - 1], best[:, 0])
+        first_plans, _ = tried[k][0]
+        assert torch.equal(first_plans[:, 0], best[:, 1:])
+
+
+def test_planning_once_searches_once_and_applies_all_forces(goals):
+    world = World()
+    clip, goal = goals["clip"], goals["goal"]
+    asked = []
+
+    def cost_to_go(now, left):
+        asked.append((left, now))
+        return oracle(world, goal)(now, left)
+    states, forces = plan_once(world, clip, 5, cost_to_go, gens(*range(6)), samples=40, elites=5)
+    assert len(asked) == 1
+    assert asked[0][0] == 5
+    assert torch.equal(asked[0][1], clip)
+    limit = world.force_limit
+    start = torch.zeros(6, 5, 6)
+    expected, _ = cem(oracle(world, goal)(clip, 5), start, start + 0.6 * limit, gens(*range(6)),
+                      low=-limit, high=limit, samples=40, elites=5)
+    assert torch.equal(forces, expected)
+    assert torch.equal(states, world.rollout(clip[:, -1], forces)[0])
+
+
+def test_with_one_clip_to_go_both_loops_are_the_same(goals):
+    world = World()
+    clip, goal = goals["clip"], goals["goal"]
+    got = []
+    for plan in (plan_once, replan):
+        got.append(plan(world, clip, 1, oracle(world, goal), gens(*range(6)), init_std=0.3,
+                        samples=30, iterations=3, elites=5))
+    (states, forces), (states_replanned, forces_replanned) = got
+    assert states.shape == (6, 5, 3, 4)
+    assert torch.equal(states, states_replanned)
+    assert torch.equal(forces, forces_replanned)
+
+
+@pytest.mark.parametrize("plan", [plan_once, replan])
+def test_loops_take_the_limits_of_their_world_and_the_length_of_a_clip(plan):
+    """Two bodies, weak forces, clips of three frames; every search begins at deviation init_std,
+    in force limits."""
+    world = World(masses=(1.0, 2.0), force_limit=0.1)
+    clip = world.reset(300, gens(0)[0])[:, None]
+    first = []
+
+    def cost_to_go(now, left):
+        def cost(plans):
+            first.append(plans)
+            return plans.square().sum((-1, -2))
+        return cost
+    states, forces = plan(world, clip, 2, cost_to_go, gens(*range(300)), init_std=0.2,
+                          clip_frames=3, samples=40, iterations=1, elites=2)
+    assert states.shape == (300, 6, 2, 4)
+    assert forces.shape == (300, 2, 4)
+    for plans in first:
+        assert plans.abs().max() <= 0.1
+    for plans in first[::2]:                    # of each search: its samples, then its last mean
+        deviation = (plans[:, 1:] - plans[:, :1]).std().item()
+        assert deviation == pytest.approx(0.2 * 0.1, rel=0.02)
+
+
+@pytest.mark.parametrize("plan", [plan_once, replan])
+@pytest.mark.parametrize("limit", [0.1, 5.0])
+def test_loops_stay_within_the_limits_of_their_world_and_use_them(plan, limit):
+    """The cost asks for ever larger forces: they go as far as the world allows."""
+    world = World(force_limit=limit)
+    clip = world.reset(2, gens(0)[0])[:, None]
+    tried = []
+
+    def cost_to_go(now, left):
+        def cost(plans):
+            tried.append(plans.abs().max())
+            return -plans.sum((-1, -2))
+        return cost
+    _, forces = plan(world, clip, 2, cost_to_go, gens(1, 2), init_std=2.0, samples=50, elites=5)
+    assert max(tried) <= limit
+    assert forces.mean() > 0.6 * limit
+    assert forces.max() == limit
+
+
+@pytest.mark.parametrize("plan", [plan_once, replan])
+def test_planning_keeps_no_gradient(goals, plan):
+    """Neither in a search nor where cost_to_go embeds clips."""
+    model = small_model()
+    world = World()
+    observed_goal = world.observe(goals["goal"])
+    grad_enabled = []
+
+    def cost_to_go(now, left):
+        grad_enabled.append(torch.is_grad_enabled())
+        return short_cost(model, world.observe(now), observed_goal)
+    states, forces = plan(world, goals["clip"], 2, cost_to_go, gens(*range(6)), samples=4,
+                          iterations=1, elites=2)
+    assert not any(grad_enabled)
+    assert not states.requires_grad
+    assert not forces.requires_grad

@@ -1,82 +1,37 @@
-"""README.md against the program and the numbers: every command is accepted, every annotated number
-is what its file says.
-
-An annotation follows the number it vouches for, as a comment that no reader sees:
-
-    reaches 84 % <!-- figures/plan.json rows[planner=short replanned].mean_body % 0 --> of goals
-
-FILE PATH [%] DIGITS: a JSON file; keys joined by dots, [key=value] to pick the rows of a list whose
-key equals value (several in a row narrow it down to one), [0] or [-1] to pick by place; % for a
-share shown in percent; how many decimals are shown. Between number and comment only a unit may
-stand.
-"""
-import ast
-import json
+"""README.md against the program and the numbers: every command is accepted, the example runs, every
+number is what its file says."""
+import contextlib
+import io
 import re
 import shlex
+import sys
 
 import pytest
 
 import hjepa
 from conftest import ROOT
 
-README = ROOT / "README.md"
-there = pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
+sys.path.insert(0, str(ROOT / "figures" / "report"))
+import build                                                              # noqa: E402
+import claims                                                             # noqa: E402
+import readme                                                             # noqa: E402
+from lib.resolve import ResultFiles                                       # noqa: E402
+from test_report import anchors                                           # noqa: E402
 
-ANNOTATION = re.compile(r"(\S+\.json) (.+?)( %)? (\d+)")
-NUMBER = re.compile(r"([-\u2212]?\d[\d,]*(?:\.\d+)?)[^\d|\n<>]{0,16}$")
-
-
-def resolve(content, path):
-    """One value out of parsed JSON. LookupError says which step of the path leads nowhere."""
-    for step in re.findall(r"[^.\[\]]+(?:\[[^\]]*\])*|\[[^\]]*\]", path):
-        key, picks = step.split("[")[0], re.findall(r"\[(.*?)\]", step)
-        content = content[key] if key else content
-        for pick in picks:
-            if "=" in pick:
-                name, value = pick.split("=", 1)
-                content = [row for row in content if str(row[name]) == value]
-            else:
-                content = content[int(pick)]
-        if "=" in step:
-            if len(content) != 1:
-                raise LookupError(f"{step} of {path} fits {len(content)} rows, not one")
-            content, = content
-    return content
+TEXT = (ROOT / "README.md").read_text()
+PHRASES, ALLOWED = readme.listed()
 
 
-def shown(value, percent, digits):
-    """A number as the README prints it."""
-    return f"{100 * value if percent else value:.{digits}f}"
+@pytest.fixture(scope="module")
+def results():
+    return ResultFiles(ROOT / "figures" / "results")
 
 
-def wrong_numbers(text, root):
-    """-> complaints about annotated numbers, how many annotations there are."""
-    complaints, count = [], 0
-    for comment in re.finditer(r"<!--(.*?)-->", text, re.S):
-        if ".json" not in comment[1]:
-            continue
-        count += 1
-        form = ANNOTATION.fullmatch(comment[1].strip())
-        number = NUMBER.search(text[:comment.start()])
-        if not form or not number:
-            complaints.append(f"not `NUMBER <!-- FILE PATH [%] DIGITS -->`: {comment[0]}")
-            continue
-        file, path, percent, digits = form.groups()
-        try:
-            value = shown(resolve(json.loads((root / file).read_text()), path), percent, digits)
-        except (LookupError, ValueError, TypeError, OSError) as e:
-            complaints.append(f"{comment[0]} leads nowhere: {e!r}")
-            continue
-        said = number[1].replace(",", "").replace("\u2212", "-")
-        if said != value:
-            complaints.append(f"README says {said}, {file} says {value}: {comment[0]}")
-    return complaints, count
-
+# Commands.
 
 def commands(text):
     """Each command line of the shell blocks, as a list of words; a trailing \\ joins lines."""
-    for block in re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```", text, re.S | re.M):
+    for block in re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.S | re.M):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if words:
@@ -87,105 +42,153 @@ def refusal(words):
     """Why a command would not run, or None."""
     if words[:2] == ["python", "hjepa.py"]:
         try:
-            args = vars(hjepa.make_parser().parse_args(words[2:]))
-            if args.pop("do") in ("train", "config"):
-                args.pop("run")
-                hjepa.Config(**{**hjepa.PRESETS[args.pop("preset")], **args})
-        except SystemExit as e:
-            return None if "--help" in words else f"exit {e.code}"
-        except (hjepa.Refusal, ValueError) as e:
-            return str(e)
-    elif words[0] == "python" and words[1].startswith("figures/"):
-        return None if (ROOT / words[1]).is_file() else "no such file"
-    elif words[0] == "./reproduce.sh":
-        script = (ROOT / "reproduce.sh").read_text()
-        unknown = [word for word in words[1:]
-                   if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", script)]
+            flags = vars(hjepa.make_parser().parse_args(words[2:]))
+            command, run = flags.pop("command"), flags.pop("run")
+            if command in ("train", "config"):
+                hjepa.Config(**{**hjepa.PRESETS[flags.pop("preset")], **flags})
+            elif run.suffix == ".pt" and not (ROOT / run).exists():
+                return f"{run} is not there"
+        except (hjepa.Refusal, ValueError) as error:
+            return str(error)
+        return None
+    if words[:2] == ["python", "-m"]:
+        return None if (ROOT / words[-1]).is_file() else f"{words[-1]} is not there"
+    if words[0] == "python":
+        return None if (ROOT / words[1]).is_file() else f"{words[1]} is not there"
+    if words[0] == "./reproduce.sh":
+        modes = re.search(r"^ *(\w+(?:\|\w+)+)\) ;;", (ROOT / "reproduce.sh").read_text(), re.M)
+        unknown = [word for word in words[1:] if word not in modes[1].split("|")]
         return f"reproduce.sh does not know {unknown}" if unknown else None
-
-
-@pytest.fixture
-def numbers(tmp_path):
-    """A folder with a JSON file to resolve."""
-    rows = [{"planner": "zero", "k": 1, "share": 0.0825}, {"planner": "short replanned", "k": 1,
-            "share": 0.84449}, {"planner": "short replanned", "k": 2, "share": -3.5}]
-    (tmp_path / "f").mkdir()
-    (tmp_path / "f" / "plan.json").write_text(json.dumps(
-        {"n": 49000, "deep level": {"rows": rows}, "list": [1.0, [2.0, 3.25]], "word": "x"}))
-    return tmp_path
-
-
-@pytest.mark.parametrize("path, value", [
-    ("n", 49000), ("list[0]", 1.0), ("list[-1][1]", 3.25), ("deep level.rows[-1].share", -3.5),
-    ("deep level.rows[planner=zero].share", 0.0825), ("deep level.rows[k=2].k", 2),
-    ("deep level.rows[planner=short replanned][k=1].share", 0.84449)])
-def test_resolver_finds(numbers, path, value):
-    assert resolve(json.loads((numbers / "f" / "plan.json").read_text()), path) == value
-
-
-@pytest.mark.parametrize("path", ["m", "list[7]", "deep level.rows[planner=none].share",
-                                  "deep level.rows[planner=short replanned].share",
-                                  "deep level.rows[colour=red].share"])
-def test_resolver_refuses(numbers, path):
-    with pytest.raises(LookupError):
-        resolve(json.loads((numbers / "f" / "plan.json").read_text()), path)
-
-
-@pytest.mark.parametrize("text, right", [
-    ("49,000 <!-- f/plan.json n 0 --> worlds", True),
-    ("49000<!-- f/plan.json n 0 -->", True),
-    ("49,001 <!-- f/plan.json n 0 --> worlds", False),
-    ("| a | **84.4 %** <!-- f/plan.json deep level.rows[planner=short replanned][k=1].share % 1 -->"
-     " | 8 % <!-- f/plan.json deep level.rows[planner=zero].share % 0 --> |", True),
-    ("84.5 % <!-- f/plan.json deep level.rows[planner=short replanned][k=1].share % 1 -->", False),
-    ("0.84 <!-- f/plan.json deep level.rows[planner=short replanned][k=1].share % 1 -->", False),
-    ("\u22123.50 <!-- f/plan.json deep level.rows[k=2].share 2 -->", True),
-    ("3.50 <!-- f/plan.json deep level.rows[k=2].share 2 -->", False),
-    ("3.250 s <!-- f/plan.json list[1][1] 3 -->", True),
-    ("3.25 <!-- f/plan.json list[1][1] 3 -->", False),
-    ("13.25 <!-- f/plan.json list[1][1] 2 -->", False),
-    ("3 of many <!-- f/plan.json word 0 -->", False),
-    ("1 <!-- f/none.json n 0 -->", False), ("1 <!-- f/plan.json n -->", False),
-    ("<!-- f/plan.json n 0 -->", False)])
-def test_checker_tells_right_from_wrong(numbers, text, right):
-    complaints, count = wrong_numbers("In 2026, see <!-- a remark --> below.\n\n" + text, numbers)
-    assert count >= 1 and (complaints == []) == right
+    return f"{words[0]} is no command of this repository"
 
 
 def test_commands_are_found_and_judged():
     text = ("```sh\n$ python hjepa.py train --preset quick \\\n   --seed 1   # a comment\n\n"
             "python hjepa.py train --epochs none\n```\n```python\nnot shell\n```\n"
-            "```bash\npython hjepa.py config --help\npython hjepa.py fly\n"
-            "python figures/none.py\npython hjepa.py train --lr -1\n```\n")
+            "```bash\npython hjepa.py fly\npython figures/none.py\npython hjepa.py train --lr -1\n"
+            "python hjepa.py plan --run none.pt\n./reproduce.sh fast\nrm x\n```\n")
     found = list(commands(text))
     assert found[0] == ["python", "hjepa.py", "train", "--preset", "quick", "--seed", "1"]
-    assert [refusal(words) is None for words in found] == [True, False, True, False, False, False]
+    assert [refusal(words) is None for words in found] == [True] + [False] * 7
 
 
-@there
 def test_every_command_is_accepted():
-    found = list(commands(README.read_text()))
-    assert any(words[:2] == ["python", "hjepa.py"] for words in found)
-    assert [(" ".join(w), refusal(w)) for w in found if refusal(w)] == []
+    found = list(commands(TEXT))
+    assert len(found) >= 6
+    assert [(" ".join(words), refusal(words)) for words in found if refusal(words)] == []
 
 
-@there
-def test_python_examples_import_what_exists():
-    for block in re.findall(r"^```python\n(.*?)^```", README.read_text(), re.S | re.M):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and node.module == "hjepa":
-                assert [a.name for a in node.names if not hasattr(hjepa, a.name)] == []
+def test_a_visitor_writes_into_no_tracked_folder():
+    for words in commands(TEXT):
+        assert "--out" not in words
+    assert hjepa.default_out("figures/weights/hjepa.pt").parts[0] == "runs"
 
 
-@there
-def test_every_annotated_number_is_in_its_file():
-    complaints, count = wrong_numbers(README.read_text(), ROOT)
-    assert complaints == []
-    assert count >= 10
+def test_the_table_of_expectations_names_commands_that_exist():
+    for command in re.findall(r"\| `(train [^`]*|train)` \|", TEXT):
+        assert refusal(["python", "hjepa.py", *command.split()]) is None
 
 
-@there
-def test_every_file_that_is_linked_exists():
-    links = re.findall(r"\]\(([^)#\s]+)|src=\"([^\"]+)", README.read_text())
-    local = [a or b for a, b in links if "://" not in (a or b)]
-    assert [name for name in local if not (ROOT / name).exists()] == []
+def test_the_example_runs_and_plans(monkeypatch):
+    """As it stands there, with 3 goals instead of 8: it reaches them."""
+    block, = re.findall(r"^```python\n(.*?)^```", TEXT, re.S | re.M)
+    assert 6 <= len(block.strip().splitlines()) <= 10
+    monkeypatch.chdir(ROOT)
+    few = re.sub(r"\b8\b", "3", block)
+    assert few.count("3") > block.count("3")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(few, "README", "exec"), {})
+    shares = eval(printed.getvalue())
+    assert shares["mean_body"] > 0.5 and 0 < shares["error"] < 0.2
+
+
+# Links and form.
+
+def test_every_link_leads_somewhere():
+    links = re.findall(r"\]\(\s*([^)\s]+)\)", TEXT) + re.findall(r'src="([^"]+)"', TEXT)
+    assert len(links) > 12
+    for target in links:
+        file, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        assert (ROOT / file).exists(), target
+        if anchor:
+            assert anchor in anchors((ROOT / file).read_text()), target
+
+
+@pytest.mark.parametrize("address", [
+    "doi.org/10.5281/zenodo.20403374", "arxiv.org/abs/2105.04906", "openreview.net/forum",
+    "pytorch.org/get-started"])
+def test_sources_are_linked(address):
+    assert f"]({'https://'}{address}" in TEXT.replace("\n", "")
+
+
+def test_it_fits_and_can_be_read_as_it_is():
+    lines = TEXT.split("\n")
+    assert len(lines) <= 121                    # 120 and the end of the last one
+    assert max(len(line) for line in readme.BLOCK.sub("", TEXT).split("\n")) <= 125
+    assert re.findall(r"<!-- (?!table \w+: made by|end -->)", TEXT) == []
+    assert not set(re.findall(r"[a-z]+", TEXT.lower())) & {"hit", "hits", "task", "tasks", "shall"}
+
+
+# Numbers.
+
+def test_blocks_are_up_to_date(results):
+    assert readme.renew(TEXT, results, ROOT) == TEXT
+    assert [match[1] for match in re.finditer(r"<!-- table (\w+):", TEXT)] == list(readme.BLOCKS)
+    old = TEXT.replace("short, replanned every clip | ", "short, replanned every clip | 1")
+    assert old != TEXT and readme.renew(old, results, ROOT) == TEXT
+
+
+def test_the_sections_are_where_it_says():
+    lines = (ROOT / "hjepa.py").read_text().split("\n")
+    rows = re.findall(r"^\| (\d+)\. ([\w ]+) \| .* \| (\d+) to (\d+) \|$", TEXT, re.M)
+    assert len(rows) == 10
+    for number, title, start, _ in rows:
+        assert lines[int(start) - 1].startswith(f"# {number}. {title.upper()} - ")
+
+
+def test_numbers_in_the_text_are_those_of_the_files(results):
+    assert len(PHRASES) >= 8
+    assert readme.wrong(TEXT, PHRASES, results, build.formatted) == []
+
+
+def test_no_other_number_is_in_the_text():
+    assert readme.unlisted(TEXT, PHRASES, ALLOWED) == []
+
+
+@pytest.mark.parametrize("phrase", claims.README)
+def test_a_conclusion_is_in_the_text_once_and_true(phrase, results):
+    assert len(build.phrase_pattern(phrase).findall(TEXT)) == 1
+    assert claims.README[phrase](results)
+
+
+@pytest.mark.parametrize("text, complaints", [
+    ("It reaches 99.5 % of 200 goals.", 0),
+    ("It reaches 99.5 % of\n200 goals.", 0),
+    ("It reaches 99.4 % of 200 goals.", 1),
+    ("It reaches 99.5 % of 200 goals. It reaches 99.5 % of 200 goals.", 1)])
+def test_a_wrong_phrase_is_found(text, complaints, results):
+    path = "seeds/planning rows[planner=oracle]"
+    sources = [(f"{path}.success", "percent 1"), (f"{path}.n", "number 0")]
+    value = build.formatted(results.value(sources[0][0]), "percent 1")
+    text = text.replace("99.5 %", value)
+    phrase = f"reaches {value} of 200 goals"
+    assert len(readme.wrong(text, {phrase: sources}, results, build.formatted)) == complaints
+
+
+def test_a_phrase_with_another_number_is_found(results):
+    sources = [("plan n", "number 0")]
+    assert readme.wrong("of 200 goals", {"of 200 goals": sources}, results, build.formatted) == []
+    found = readme.wrong("of 201 goals", {"of 201 goals": sources}, results, build.formatted)
+    assert len(found) == 1 and "200" in found[0]
+
+
+@pytest.mark.parametrize("text, found", [
+    ("reaches 12 % of them", ["12 %"]), ("an error of 0.03", ["0.03"]), ("within 0.1", []),
+    ("a listed 5 % phrase", []), ("`--lr 0.001` and [a](b1.5)", []),
+    ("25 frames, 8 reflections", []),
+    ("<!-- table goals: made by figures/report/build.py -->\n| 3 % |\n<!-- end -->", [])])
+def test_a_number_from_nowhere_is_found(text, found):
+    assert readme.unlisted(text, {"a listed 5 % phrase": []}, ["0.1"]) == found

@@ -1,415 +1,517 @@
-"""figures/report.py with page.py, and what else it shows: diagram.py, episode.py."""
-import contextlib
-import io
+"""figures/lib/resolve.py and figures/report/: paths into the numbers, tables, claims, pages."""
+import ast
 import json
 import re
-import runpy
 import shutil
 import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from conftest import ROOT, here, quietly
 import hjepa
-from conftest import ROOT
 
-FIGURES = ROOT / "figures"
-sys.path.insert(0, str(FIGURES))
+REPORT = ROOT / "figures" / "report"
+RESULTS = ROOT / "figures" / "results"
+sys.path.insert(0, str(REPORT))
+import build                                                              # noqa: E402
+import claims                                                             # noqa: E402
 import diagram                                                            # noqa: E402
-import episode                                                            # noqa: E402
-import report                                                             # noqa: E402
+import tables                                                             # noqa: E402
+from lib.resolve import Missing, ResultFiles, resolve                     # noqa: E402
 
-LEVELS = {                                      # figures/hierarchy.json, as that script writes it
-    "command": "python figures/hierarchy.py --run runs/quick", "device": "cpu", "torch": "2",
-    "precision": "fp32", "seeds": [0], "n": 7, "epochs": 9, "sequences": 49000, "views": 2,
-    "intervals": "95 %, 10,000 resamples", "tasks_of": "test", "settings": [[12, 3]],
-    "tasks_side_by_side": 16,
-    "rows": [{"planner": planner, "frames": frames, "samples": 12, "iterations": 3,
-              "predictor_calls": calls, "seconds": 0.125, "mean_body": share, "success": share / 3,
-              "mean_body_ci": [share / 2, share + 0.01], "success_ci": [0, 1], "errors": [],
-              "contact": {"n": 3, "mean_body": share / 4}, "no contact": {"n": 0}}
-             for planner, frames, calls, share in (
-                 ("flat", 50, 4070.0, 0.4321), ("flat", 75, 9000.0, 0.1),
-                 ("joint", 50, 2470.5, 0.5432))],
-    "pairs": [{"frames": 50, "planner": "joint", "samples": 12, "iterations": 3, "saving": 1.648,
-               "saving_ci": [1.2, 2.1],
-               "gain_calls": 0.1111, "gain_calls_ci": [0.0123, 0.2]},
-              {"frames": 75, "planner": "mixed", "samples": 25, "iterations": 3}]}
-
-
-def call(main):
-    """-> exit code, lines of stdout, lines of stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main()
-    return code, out.getvalue().splitlines(), err.getvalue().splitlines()
-
-
-def script(name, *argv):
-    """figures/NAME.py as a program, in this process."""
-    def main():
-        old, sys.argv = sys.argv, [f"figures/{name}.py", *map(str, argv)]
-        try:
-            runpy.run_path(str(FIGURES / f"{name}.py"), run_name="__main__")
-        except SystemExit as e:
-            return e.code
-        finally:
-            sys.argv = old
-    return call(main)
-
-
-def write_report(folder):
-    return call(lambda: report.main(["--figures", str(folder)]))
-
-
-class Page(HTMLParser):
-    """What the tests ask of a page: tags with attributes, headings, tables as rows of cells."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.headings, self.tables, self.into = [], [], [], None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.into = self.tables[-1][-1]
-            self.into.append("")
-        elif tag in ("h2", "h3"):
-            self.into = self.headings
-            self.into.append("")
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th", "h2", "h3"):
-            self.into = None
-
-    def handle_data(self, data):
-        if self.into is not None:
-            self.into[-1] += data
+TEXTS = {name: (REPORT / f"{name}.md.in").read_text() for name in build.PAGES}
 
 
 @pytest.fixture(scope="module")
-def shown(smoke, tmp_path_factory):
-    """A folder with the published numbers, an episode and a diagram of the smoke run, small
-    pictures, no two alike, and the report. One study has not been run."""
-    folder = tmp_path_factory.mktemp("figures")
-    names = ["curves", "probe", "plan", "representation", "dynamics", "surprise", "planning"]
+def results():
+    return ResultFiles(RESULTS)
+
+
+@pytest.fixture(scope="module")
+def pages(results):
+    """What build would write: file name -> text."""
+    texts, untrue = build.build(results, ROOT / "figures")
+    assert untrue == []
+    return texts
+
+
+def call(*argv):
+    return quietly(lambda: build.main([str(word) for word in argv]))
+
+
+def some_results(folder, *names):
+    """A folder with some of the committed results."""
     for name in names:
-        shutil.copy(FIGURES / f"{name}.json", folder)
-    (folder / "hierarchy.json").write_text(json.dumps(LEVELS))
-    (folder / "seeds").mkdir()
-    shutil.copy(FIGURES / "seeds" / "planning.json", folder / "seeds")
-    for i, name in enumerate([*names, "hierarchy"]):
-        Image.new("RGB", (40 + i, 20), (10 * i, 80, 160)).save(folder / f"{name}.png")
-    for name in ("diagram", "episode"):
-        code, out, err = script(name, "--run", smoke, "--out", folder)
-        assert code == 0 and err == [], err
-        assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    code, out, err = write_report(folder)
-    assert code == 0 and err == [] and len(out) == 2, (out, err)
+        for ending in ("json", "npz", "png"):
+            path = RESULTS / f"{name}.{ending}"
+            if path.exists():
+                shutil.copy(path, folder)
     return folder
 
 
-@pytest.fixture(scope="module")
-def html(shown):
-    return (shown / "report.html").read_text()
+# Paths.
+
+CONTENT = {
+    "n": 49000, "deep level": {"rows": [
+        {"planner": "zero", "k": 1, "share": 0.0825, "a": {"samples": 25}},
+        {"planner": "short replanned", "k": 1, "share": 0.84449, "a": {"samples": 25}},
+        {"planner": "short replanned", "k": 2, "share": -3.5, "a": {"samples": 100}}]},
+    "list": [1.0, [2.0, 3.25]]}
 
 
-@pytest.fixture(scope="module")
-def seen(html):
-    return Page(html)
+@pytest.mark.parametrize("path, value", [
+    ("n", 49000), ("list[0]", 1.0), ("list[-1][1]", 3.25), ("deep level.rows[-1].share", -3.5),
+    ("deep level.rows[planner=zero].share", 0.0825), ("deep level.rows[k=2].k", 2),
+    ("deep level.rows[a.samples=100].share", -3.5),
+    ("deep level.rows[planner=short replanned][k=1].share", 0.84449)])
+def test_a_path_leads_to_its_value(path, value):
+    assert resolve(CONTENT, path) == value
 
 
-def content(folder, name):
-    return json.loads((folder / f"{name}.json").read_text())
+@pytest.mark.parametrize("path", [
+    "", "m", "n.m", "list[7]", "list[x]", "list.0", "n[0]", "list[0][0]",
+    "deep level.rows[planner=none].share", "deep level.rows[planner=short replanned].share",
+    "deep level.rows[colour=red].share", "deep level.rows[0][k=1].share", "list[0", "[]"])
+def test_a_path_that_is_wrong_or_ambiguous_is_refused(path):
+    with pytest.raises(LookupError):
+        resolve(CONTENT, path)
+
+
+def test_what_is_not_there_names_its_file(results, tmp_path):
+    assert results.value("plan n") == results["plan"]["n"]
+    for address, file in (("plan m", "plan"), ("none n", "none"), ("plan", "plan")):
+        with pytest.raises(Missing) as caught:
+            results.value(address)
+        assert caught.value.file == file
+    assert "plan" in results and "none" not in results
+    (tmp_path / "plan.json").write_text('{"rows": ')
+    with pytest.raises(ValueError, match="plan.json is damaged"):
+        ResultFiles(tmp_path)["plan"]
+
+
+# The committed results.
+
+def test_summaries_are_small_and_finite():
+    files = list(RESULTS.rglob("*.json"))
+    assert len(files) > 20
+    for path in files:
+        text = path.read_text()
+        assert len(text) < 30_000, path
+        json.loads(text, parse_constant=lambda word: pytest.fail(f"{path}: {word}"))
+
+
+def test_no_array_is_a_pickle():
+    files = list(RESULTS.rglob("*.npz"))
+    assert len(files) > 10
+    for path in files:
+        with np.load(path, allow_pickle=False) as arrays:
+            assert all(arrays[name].size for name in arrays.files), path
+
+
+def outcome_rows():
+    """Every row that has its outcomes beside it: file, row, distances (R, n, bodies)."""
+    for path in sorted(RESULTS.rglob("*planning.json")):
+        file = str(path.relative_to(RESULTS).with_suffix(""))
+        for row in json.loads(path.read_text())["rows"]:
+            yield file, row, f"errors/{row['planner']}/{row['frames']}"
+    for row in json.loads((RESULTS / "plan.json").read_text())["rows"]:
+        yield "plan", row, f"errors/{row['planner']}"
+    for row in json.loads((RESULTS / "search.json").read_text())["rows"]:
+        yield "search", row, f"errors/{row['part']}/{row['planner']}/{tables.setting(row)}"
+    for row in json.loads((RESULTS / "hierarchy.json").read_text())["rows"]:
+        yield "hierarchy", row, (f"errors/{row['planner']}/{row['frames']}/{row['samples']} x "
+                                 f"{row['iterations']}")
+
+
+def test_shares_follow_from_the_outcomes_goal_by_goal(results):
+    arrays, count = {}, 0
+    for file, row, key in outcome_rows():
+        if file not in arrays:
+            arrays[file] = results.arrays(file)
+        errors = arrays[file][key].astype(float)
+        for name in ("mean_body", "success", "strict"):
+            if name in row:
+                share = tables.reached(errors, name).mean()
+                assert row[name] == pytest.approx(share, abs=1e-5), (file, key, name)
+                count += 1
+    assert count > 400
+
+
+def test_the_curves_are_the_whole_history(results):
+    for file in ("curves", "quick/curves"):
+        content, arrays = results[file], results.arrays(file)
+        assert arrays["history/epoch"].tolist() == list(range(1, content["epochs"] + 1))
+        for row in content["rows"]:
+            for name, value in row.items():
+                assert arrays[f"history/{name}"][row["epoch"] - 1] == pytest.approx(value, 1e-5)
+
+
+# Numbers as text, tables.
+
+@pytest.mark.parametrize("value, form, ci, text", [
+    (0.954, "percent 1", None, "95.4 %"), (0.954, "percent 1", [0.92, 0.98],
+                                           "95.4 % (92.0 to 98.0)"),
+    (0.0311, "points 1", [-0.01, 0.07], "+3.1 (-1.0 to +7.0)"), (49000, "number 0", None, "49,000"),
+    (0.9542, "number 2", [0.9, 1], "0.95 (0.90 to 1.00)"), ([1.0, 2.0, 4.0], "list", None,
+                                                            "1, 2 and 4"),
+    ([0.11211, 0.03], "list 3", None, "0.112 and 0.030"), ([1, 2, 4], "count", None, "three")])
+def test_formats(value, form, ci, text):
+    assert build.formatted(value, form, ci) == text
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(ValueError, match="no such format"):
+        build.formatted(1.0, "roman 1")
+
+
+def test_every_table_is_used_and_every_directive_exists():
+    used = re.findall(r"\{\{table (\w+)\}\}", "".join(TEXTS.values())) + ["goals"]
+    assert sorted(used) == sorted(tables.TABLES)
+    for name in re.findall(r"\{\{(\w+) \|", "".join(TEXTS.values())):
+        assert name in tables.QUANTITIES
+
+
+@pytest.mark.parametrize("name", sorted(tables.TABLES))
+def test_tables_are_whole(name, results):
+    lines = tables.TABLES[name](results).split("\n")
+    widths = {line.count("|") for line in lines}
+    assert len(lines) >= 3 and len(widths) == 1, lines
+    assert not re.search(r"\b(None|nan)\b", "".join(lines))
+
+
+def test_a_table_shows_the_numbers_of_its_file(results):
+    lines = tables.TABLES["goals"](results).split("\n")[2:]
+    for line, row in zip(lines, results["plan"]["rows"], strict=True):
+        low, high = row["success_ci"]
+        assert f"{100 * row['success']:.1f} % ({100 * low:.1f} to {100 * high:.1f}) |" in line
+    shares = [float(line.split("|")[4].split("%")[0])
+              for line in tables.TABLES["composition"](results).split("\n")[2:]]
+    assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.3)
+
+
+def test_seeds_are_side_by_side(results):
+    text = tables.TABLES["seeds"](results)
+    errors = results.arrays("seeds/planning")["errors/short replanned/25"].astype(float)
+    each = [tables.percent(share) for share in (errors.max(-1) < hjepa.REACHED).mean(-1)]
+    assert len(each) == 3 and f"| {' | '.join(each)} |" in text
+
+
+def test_two_levels_are_counted():
+    pairs = [{"gain_calls": 0, "gain_calls_ci": ci}
+             for ci in ([0.1, 0.2], [-0.1, 0.1], [-0.2, -0.1], [0, 0.1])]
+    pairs.append({"gain_seconds": 0.2, "gain_seconds_ci": [0.1, 0.3]})
+    assert tables.judged({"pairs": pairs}, "gain_calls") == (1, 1)
+    assert tables.judged({"pairs": pairs}, "gain_seconds") == (1, 0)
+
+
+# The conclusions.
+
+@pytest.mark.parametrize("phrase", claims.REPORT)
+def test_a_conclusion_is_in_the_text_once_and_true(phrase, results):
+    assert len(build.phrase_pattern(phrase).findall(TEXTS["report"])) == 1
+    assert claims.REPORT[phrase](results)
+
+
+@pytest.mark.parametrize("phrase", claims.REPORT)
+def test_a_conclusion_rests_on_numbers(phrase, tmp_path):
+    with pytest.raises(Missing):
+        claims.REPORT[phrase](ResultFiles(tmp_path))
+
+
+class Changed:
+    """The committed results with some numbers changed."""
+
+    def __init__(self, results, file, change):
+        self.results, self.arrays = results, results.arrays
+        self.file = file
+        self.content = json.loads(json.dumps(results[file]))
+        change(self.content)
+
+    def __getitem__(self, file):
+        return self.content if file == self.file else self.results[file]
+
+
+def swapped(first, second):
+    """Swaps what two paths lead to."""
+    def change(content):
+        a, b = resolve(content, first), resolve(content, second)
+        old = dict(a)
+        a.clear()
+        a.update(b)
+        b.clear()
+        b.update(old)
+    return change
+
+
+def put(path, key, value):
+    def change(content):
+        resolve(content, path)[key] = value
+    return change
+
+
+BEST = "rows[planner=short replanned][frames=25]"
+
+
+@pytest.mark.parametrize("holds, file, change", [
+    (claims.no_collapse, "curves", put("rows[-1]", "std_min", 0.01)),
+    (claims.contacts_are_hard, "planning", swapped(f"{BEST}.contact", f"{BEST}.no contact")),
+    (claims.controls_reach_nothing, "planning", put("rows[planner=untrained]", "success", 0.01)),
+    (claims.replanning_helps, "planning",
+     put("pairs[a=short replanned][b=short open loop][frames=25]", "success_ci", [-0.01, 0.1])),
+    (claims.pass_through_is_not_seen, "surprise",
+     put("rows[rule=pass-through][level=both]", "share", 0.9)),
+    (claims.parts_are_necessary, "ablation",
+     put("rows[variant=no covariance term]", "replanned mean_body", 0.9)),
+    (claims.flat_reaches_most, "hierarchy",
+     put("rows[planner=mixed][frames=75][samples=50]", "mean_body", 0.99)),
+    (claims.search_gain_is_strict, "search",
+     put("pairs[planner=short replanned]", "success_ci", [0.01, 0.1])),
+    (claims.refining_helps_one_level, "refine",
+     put("rows[name=P2][worlds=all][when=after]", "error_ci", [0.01, 0.02])),
+    (claims.follows_pushes, "response",
+     put("counterfactuals[level=short][frames=25][body=0]", "slope", 0.5)),
+    (claims.untrained_reads_state_better, "probe",
+     put("rows[source=shallow tap][target=position]", "r2", 1.0))])
+def test_a_conclusion_fails_with_other_numbers(holds, file, change, results):
+    assert holds(results) and not holds(Changed(results, file, change))
+
+
+def test_a_conclusion_that_is_not_true_is_marked(tmp_path):
+    folder = some_results(tmp_path, "diagnose", "curves")
+    content = json.loads((folder / "diagnose.json").read_text())
+    content["rows"][0]["std_min"] = 0.001
+    (folder / "diagnose.json").write_text(json.dumps(content))
+    done = call("--results", folder)
+    assert done.returncode == 0
+    assert "No dimension of any set has collapsed" in done.stderr
+    text = (folder / "report.md").read_text()
+    assert f"has collapsed{build.NOT_TRUE}" in text and build.WARNING in text
+    assert call("--results", folder, "--check").returncode == 1
+    assert call("--results", folder, "--readme").returncode == 2
+
+
+# The text.
+
+# What the text may say without a file: thresholds, and facts of the world or of another's work.
+SETTINGS = {"0.1", "0.2", "0.05", "95 %", "50 %"}
+
+
+@pytest.mark.parametrize("name", build.PAGES)
+def test_no_result_is_written_by_hand(name):
+    text = re.sub(r"\{\{.*?\}\}|`[^`]*`|^    .*?$|\]\([^)]*\)|10\.5281/\S+", "", TEXTS[name],
+                  flags=re.S | re.M)
+    found = re.findall(r"\d[\d,]*(?:\.\d+)? ?%|\d+\.\d+", text)
+    allowed = SETTINGS | {"1.5"}                # energy injection
+    assert [number for number in found if number not in allowed] == []
+    assert "0.1" in found
+
+
+def test_the_report_is_short(pages):
+    assert len(pages["report.md"].split()) <= 6000
+
+
+def test_plain_words(pages):
+    """One word for one thing: contact, goal, reflection."""
+    for name in ("report.md", "report-tables.md"):
+        words = set(re.findall(r"[a-z]+", pages[name].lower()))
+        assert not words & {"hit", "hits", "task", "tasks", "shall"}, name
+
+
+def test_nothing_is_missing_and_nothing_is_left_over(pages):
+    for text in pages.values():
+        assert "Not measured" not in text and "{{" not in text
+
+
+def test_headings_and_figures_are_numbered(pages):
+    text = pages["report.md"]
+    chapters = [int(number) for number in re.findall(r"^## (\d+)\. ", text, re.M)]
+    assert chapters == list(range(1, len(chapters) + 1)) and len(chapters) >= 10
+    figures = [int(number) for number in re.findall(r"^\*Figure (\d+): ", text, re.M)]
+    assert figures == list(range(1, len(figures) + 1)) and len(figures) >= 10
+    assert build.numbered("# t\n## a\n### b\n### c\n    ## code\n*Figure: x*\n## d\n### e") == (
+        "# t\n## 1. a\n### 1.1 b\n### 1.2 c\n    ## code\n*Figure 1: x*\n## 2. d\n### 2.1 e")
+
+
+def slug(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-")
+
+
+def anchors(markdown):
+    return {slug(heading) for heading in re.findall(r"^#+ (.+)$", markdown, re.M)}
+
+
+def test_every_link_leads_somewhere(pages):
+    count = 0
+    for name in ("report.md", "report-tables.md"):
+        for target in re.findall(r"\]\(([^)]+)\)", pages[name]):
+            file, _, anchor = target.partition("#")
+            if "://" in target:
+                continue
+            count += 1
+            assert (ROOT / "figures" / file).exists(), target
+            if anchor:
+                assert anchor in anchors(pages[file]), target
+    assert count > 50
+
+
+def test_the_committed_pages_are_up_to_date(pages):
+    files = {ROOT / "figures" / name: text for name, text in pages.items()}
+    assert build.differing(files) == []
+    path = ROOT / "figures" / "report.md"
+    assert build.differing({**files, path: pages["report.md"].replace("93", "94")}) == [path]
+
+
+# Another run's folder.
+
+def test_what_is_missing_is_named_with_its_command(tmp_path):
+    folder = some_results(tmp_path, "curves", "probe")
+    done = call("--results", folder)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    text = (folder / "report.md").read_text()
+    missing = set(re.findall(r"\*Not measured yet: `(.*?)`\*", text))
+    assert {"python hjepa.py diagnose --run RUN", "python hjepa.py plan --run RUN",
+            "python figures/planning.py --run RUN",
+            "python figures/report/diagram.py --run RUN"} <= missing
+    assert "python hjepa.py probe --run RUN" not in missing
+    assert tables.TABLES["probes"](ResultFiles(folder)) in text
+    assert "](./curves.png)" in text
+    assert build.NOT_TRUE not in text
+
+
+def test_a_number_that_changes_changes_in_the_report(tmp_path):
+    folder = some_results(tmp_path, "curves", "plan", "diagnose")
+    content = json.loads((folder / "plan.json").read_text())
+    content["rows"][-1]["error"] = 1234.98765
+    (folder / "plan.json").write_text(json.dumps(content))
+    assert call("--results", folder).returncode == 0
+    for name in ("report-tables.md", "report-tables.html"):
+        assert "1,234.988" in (folder / name).read_text()
+
+
+def test_an_empty_folder_gives_a_report_of_commands(tmp_path):
+    assert call("--results", tmp_path, "--out", tmp_path / "out").returncode == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| " not in text and text.count("Not measured yet") > 10
+    for file in ("plan", "surprise", "refined/after-500/planning"):
+        assert tables.command(file).startswith("python ")
+    assert "--samples 500" in tables.command("refined/after-500/planning")
+
+
+@pytest.mark.parametrize("name, text", [
+    ("plan", '{"rows": '), ("plan", '{"n": 1, "rows": [1]}'), ("curves", "[]"),
+    ("hierarchy", "null"), ("episode", "{}"), ("curves.png", "no picture")])
+def test_a_damaged_file_is_blamed_and_nothing_is_written(name, text, tmp_path):
+    folder = some_results(tmp_path, "curves", "episode", "hierarchy", "plan")
+    (folder / (name if "." in name else f"{name}.json")).write_text(text)
+    before = sorted(path.name for path in folder.iterdir())
+    done = call("--results", folder)
+    if name == "episode":                       # a file without its keys counts as not measured
+        assert done.returncode == 2 and "episode" in done.stderr
+    assert done.returncode == 2 and done.stdout == "", done
+    assert len(done.stderr.splitlines()) == 1 and name.split(".")[0] in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_without_markdown_only_the_page_is_missing(tmp_path, monkeypatch):
+    folder = some_results(tmp_path, "curves")
+    monkeypatch.setitem(sys.modules, "markdown", None)                    # as if not installed
+    done = call("--results", folder)
+    assert done.returncode == 0 and "figures/requirements-report.txt" in done.stdout
+    assert (folder / "report.md").exists() and not (folder / "report.html").exists()
+    assert (ROOT / "figures" / "requirements-report.txt").exists()
+
+
+def test_the_tests_install_what_the_page_needs():
+    page, tests = [(ROOT / name).read_text().splitlines()
+                   for name in ("figures/requirements-report.txt", "tests/requirements.txt")]
+    pins = {line for line in page if line and not line.startswith("#")}
+    assert pins and pins <= set(tests)
 
 
 # The page.
 
-def outside(text):
-    """What a page would fetch: every resource, every address that is not inside it."""
-    page = Page(text)
-    for tag, attrs in page.tags:
+class Page(HTMLParser):
+    """Tags with their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def fetched(text):
+    """What a browser would fetch to show the page: every resource that is not inside it."""
+    for tag, attrs in Page(text).tags:
         if tag in ("link", "iframe", "object", "embed", "base"):
             yield tag
-        for name in ("src", "href", "srcset", "data", "action", "poster"):
+        for name in ("src", "srcset", "data", "action", "poster"):
             value = attrs.get(name)
-            inside = "#" if name in ("href", "action") else "data:image/png;base64,"
-            if value and not value.startswith(inside):
+            if value and not value.startswith(("data:image/png;base64,", "#")):
                 yield f"{tag} {name}={value[:40]}"
-    yield from re.findall(r"@import.*|url\(.*|https?:.*|\bfetch\(.*|XMLHttpRequest.*", text)
+    yield from re.findall(r"@import.*|url\(.*|\bfetch\(.*|XMLHttpRequest.*", text)
 
 
 @pytest.mark.parametrize("text", [
     '<link href="x.css">', '<img src="a.png">', '<script src="https://x/y.js"></script>',
     "<style>@import 'x';</style>", "<style>a{background:url(x.png)}</style>",
-    '<a href="other.html">', "<script>fetch('x')</script>"])
-def test_the_search_for_what_is_outside_finds_it(text):
-    assert list(outside(text))
-    assert not list(outside('<img src="data:image/png;base64,AA"><a href="#x">'))
+    "<script>fetch('x')</script>"])
+def test_the_search_for_what_is_fetched_finds_it(text):
+    assert list(fetched(text))
+    assert not list(fetched('<img src="data:image/png;base64,AA"><a href="other.html">'))
 
 
-def test_page_needs_nothing_else(html, seen, shown):
-    assert list(outside(html)) == []
-    pictures = re.findall(r"!\[\w+\]\((\w+)\.png\)", (shown / "report.md").read_text())
-    data = [attrs["src"] for tag, attrs in seen.tags if tag == "img" and "src" in attrs]
-    assert len(data) == len(set(data)) == len(pictures) >= 10
-    assert len(html) < 5e6
+@pytest.mark.parametrize("name", build.PAGES)
+def test_the_page_needs_nothing_else(name, pages):
+    html = pages[f"{name}.html"]
+    assert list(fetched(html)) == []
+    pictures = re.findall(r"!\[\w+\]\(", pages[f"{name}.md"])
+    shown = [attrs for tag, attrs in Page(html).tags if tag == "img" and "src" in attrs]
+    assert len(shown) == len(pictures) > 2
+    assert html.count("<table>") == html.count('<div class="wide"><table>') > 5
+    assert len(html) < 5e6 and ".md" not in "".join(
+        attrs.get("href", "") for _, attrs in Page(html).tags)
 
 
-def test_contents_lead_to_every_heading(seen):
-    ids = [attrs["id"] for tag, attrs in seen.tags if tag in ("h2", "h3")]
-    assert len(set(ids)) == len(ids) == len(seen.headings) > 15
-    assert [attrs["href"] for tag, attrs in seen.tags if tag == "a"] == ["#" + name for name in ids]
+def test_the_contents_lead_to_every_heading(pages):
+    for name in build.PAGES:
+        tags = Page(pages[f"{name}.html"]).tags
+        ids = [attrs["id"] for tag, attrs in tags if tag in ("h2", "h3")]
+        links = [attrs["href"] for tag, attrs in tags if tag == "a"]
+        assert len(set(ids)) == len(ids) > 5
+        assert [link for link in links if link.startswith("#")] == ["#" + name for name in ids]
 
 
-def test_every_section_is_there_and_counted(seen, shown):
-    found = {path.stem for path in shown.glob("*.json")} | {"seeds/planning"}
-    wanted, chapter = [], 0
-    for title, sections in report.CHAPTERS:
-        there = [subtitle for subtitle, name, _ in sections if name in found]
-        if there:
-            chapter += 1
-            wanted.append(f"{chapter}. {title}")
-            wanted += [f"{chapter}.{i} {part}" for i, part in enumerate(there, 1) if part]
-    wanted += [f"{chapter + i}. {title}" for i, title in enumerate(("Not run yet", "Limits"), 1)]
-    assert seen.headings == wanted
-    text = (shown / "report.md").read_text()
-    assert re.findall(r"^#{2,3} (.+)$", text, re.M) == wanted
-    figures = re.findall(r"^\*Figure (\d+): ", text, re.M)
-    assert list(map(int, figures)) == list(range(1, len(figures) + 1)) and len(figures) >= 10
-
-
-def rows_of(seen, *head):
-    """The rows of the tables whose heading begins like this."""
-    return [row for table in seen.tables if table[0][:len(head)] == list(head) for row in table[1:]]
-
-
-def test_numbers_are_those_of_the_files(seen, html, shown):
-    def share(x, low=None, high=None):
-        between = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
-        return f"{100 * x:.1f} %{between}"
-    plan = content(shown, "plan")
-    assert rows_of(seen, "planner", "mean body within 0.1") == [
-        [r["planner"], share(r["mean_body"], *r["mean_body_ci"]),
-         share(r["success"], *r["success_ci"]), share(r["strict"]), f"{r['error']:.3f}"]
-        for r in plan["rows"]]
-    assert [row[:2] for row in rows_of(seen, "planner", "worst body within 0.1")] == [
-        [r["planner"], share(r["success"], *r["success_ci"])]
-        for r in content(shown, "planning")["rows"]]
-    assert rows_of(seen, "planner", "setting") == [
-        ["flat", "12 x 3", "43.2 % (21.6 to 44.2)", "10.8 %", "", "14.4 %", "4,070", "0.12"],
-        ["joint", "12 x 3", "54.3 % (27.2 to 55.3)", "13.6 %", "", "18.1 %", "2,470", "0.12"],
-        ["flat", "12 x 3", "10.0 % (5.0 to 11.0)", "2.5 %", "", "3.3 %", "9,000", "0.12"]]
-    assert rows_of(seen, "frames", "planner", "setting") == [
-        ["50", "joint", "12 x 3", "+11.1 (+1.2 to +20.0)", "", "1.6 (1.2 to 2.1)"],
-        ["75", "mixed", "25 x 3", "", "", ""]]
-    assert "more goals than flat in 1 of 1 comparisons and fewer in 0" in html
-    curves = content(shown, "curves")
-    watched = [[str(r["epoch"]), share(r["closed"]), share(r["macro"]), f"{r['decode1']:.3f}",
-                f"{r['decode2']:.3f}"] for r in curves["rows"] if "closed" in r]
-    picked = rows_of(seen, "epoch", "closed")                             # of many, a dozen or so
-    assert [row for row in watched if row in picked] == picked
-    assert len(picked) >= min(12, len(watched)) and picked[-1] == watched[-1]
-    best = max(float(row[2].split()[0]) for row in watched)
-    assert share(best / 100) in [row[2] for row in picked]
-    assert f"from {curves['rows'][0]['first_step']:.1f} at the first step" in html
-    told = content(shown, "episode")
-    assert " and ".join(f"{e:.3f}" for e in told["errors"][1:]) in html
-    for name in ("curves", "probe", "plan", "planning", "hierarchy", "episode", "dynamics"):
-        assert f"<code>{content(shown, name)['command']}</code>" in html
-
-
-def test_training_seeds_side_by_side(seen, shown, html, tmp_path):
-    """Shares seed by seed from the errors themselves; rows that ask no model have none."""
-    told = content(shown, "seeds/planning")
-    assert len(told["seeds"]) == 3
-    rows = rows_of(seen, "planner", "within 0.1")
-    assert len(rows) == 2 * len(told["rows"])
-    for r, mean, worst in zip(told["rows"], rows[::2], rows[1::2]):
-        gaps = np.array(r["errors"])
-        for shown_row, reached in ((mean, gaps.mean(-1) < 0.1), (worst, gaps.max(-1) < 0.1)):
-            each = [f"{100 * x:.1f} %" for x in reached.mean(-1)] if len(gaps) == 3 else ["", "", ""]
-            assert shown_row[2:5] == each
-            assert shown_row[5].startswith(f"{100 * reached.mean():.1f} % (")
-    assert "<em>Other training seeds</em>" in html
-    shutil.copy(shown / "curves.json", tmp_path)
-    assert write_report(tmp_path)[0] == 0
-    assert "Other training seeds" not in (tmp_path / "report.md").read_text()
-
-
-def test_what_the_composite_is_made_of_adds_up(seen):
-    shares = [float(row[3].split()[0]) for row in rows_of(seen, "term", "value") if row[3]]
-    assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.3)
-
-
-def test_another_number_in_the_file_is_another_number_in_the_report(shown, tmp_path):
-    plan = content(shown, "plan")
-    plan["rows"][-1]["error"] = 1234.98765
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    assert write_report(tmp_path)[0] == 0
-    for name in ("report.md", "report.html"):
-        assert "1234.988" in (tmp_path / name).read_text()
-        assert "1234.988" not in (shown / name).read_text()
-
-
-def test_what_is_missing_is_named(shown, tmp_path):
-    """A study, a picture: neither stops the report, both are told."""
-    shutil.copy(shown / "curves.json", tmp_path)
-    assert write_report(tmp_path)[0] == 0
-    text = (tmp_path / "report.md").read_text()
-    commands = re.findall(r"^- `python (.+)`$", text, re.M)
-    assert commands == [
-        "figures/diagram.py", "hjepa.py diagnose", "hjepa.py probe", "figures/representation.py",
-        "figures/dynamics.py", "figures/surprise.py", "hjepa.py plan", "figures/episode.py",
-        "figures/planning.py", "figures/search.py",
-        "figures/planning.py --run runs/quick --run runs/quick-1 --run runs/quick-2 --frames 25 --out figures/seeds",
-        "figures/refine.py", "figures/extend.py", "figures/hierarchy.py", "figures/ablation.py",
-        "figures/speed.py"]
-    assert "<strong>curves.png is missing" in (tmp_path / "report.html").read_text()
-    numbers = re.findall(r"^## (\d+)\. ", text, re.M)
-    assert list(map(int, numbers)) == list(range(1, len(numbers) + 1))
-    assert "`python hjepa.py diagnose`" in (shown / "report.md").read_text()
-    assert "`python figures/hierarchy.py`" not in (shown / "report.md").read_text()
-
-
-def test_the_same_numbers_give_the_same_page(shown, html):
-    assert write_report(shown)[0] == 0 and (shown / "report.html").read_text() == html
-
-
-def test_without_markdown_the_page_alone_is_missing(shown, tmp_path, monkeypatch):
-    shutil.copy(shown / "curves.json", tmp_path)
-    monkeypatch.setitem(sys.modules, "markdown", None)      # as if it were not installed
-    code, out, err = write_report(tmp_path)
-    assert code == 0 and err == [] and len(out) == 2 and "figures/requirements-report.txt" in out[1]
-    assert {path.name for path in tmp_path.iterdir()} == {"curves.json", "report.md"}
-    assert (FIGURES / "requirements-report.txt").exists()
-
-
-def test_the_tests_install_what_the_page_needs():
-    page, tests = ((ROOT / name).read_text().splitlines() for name in (
-        "figures/requirements-report.txt", "tests/requirements.txt"))
-    pins = {line for line in page if not line.startswith("#")}
-    assert pins and pins <= set(tests)
-
-
-@pytest.mark.parametrize("name, text", [
-    ("episode", "{}"), ("episode", "[]"), ("episode", '{"states": 3'), ("episode", None),
-    ("diagram", '{"latent": 1}'), ("hierarchy", "null"), ("hierarchy", '{"rows": [1]}'),
-    ("curves", '{"rows": []}'), ("curves.png", "no picture")])
-def test_a_damaged_file_is_blamed_and_nothing_is_written(name, text, shown, tmp_path):
-    if text is None:                            # the words can be written, the player cannot
-        text = json.dumps({**content(shown, "episode"), "forces": []})
-    if name == "curves.png":
-        shutil.copy(shown / "curves.json", tmp_path)
-    (tmp_path / (name if "." in name else f"{name}.json")).write_text(text)
-    before = sorted(path.name for path in tmp_path.iterdir())
-    code, out, err = write_report(tmp_path)
-    assert code == 2 and out == [] and len(err) == 1 and name in err[0], err
-    assert err[0].startswith("report: ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize("measured, n, says", [
-    ([(5, 0.5)], 64, "measured once: 50.0 % after epoch 5"),
-    ([(5, 0.5), (9, 0.8)], 64, "rose to the end"),
-    ([(5, 0.8), (9, 0.8)], 64, "neither rose nor fell"),
-    ([(5, 0.9), (9, 0.5), (10, 0.6)], 64,
-     "fell from its best, 90.0 % after epoch 5, to the last measurement, 60.0 % after epoch 10: "
-     "by 30.0 points, more than the 14.4 points"),
-    ([(5, 0.9), (10, 0.85)], 64, "by 5.0 points, no more than the 11.7 points")])
-def test_the_course_in_words(measured, n, says):
-    assert says in report.course(measured, n)
-
-
-def test_two_levels_in_words():
-    pairs = [{"gain_calls_ci": ci, "gain_calls": 0} for ci in (
-        [0.1, 0.2], [-0.1, 0.1], [-0.2, -0.1], [0, 0.1])]
-    text = report.two_levels([*pairs, {"gain_seconds": 0.2, "gain_seconds_ci": [0.1, 0.3]}])
-    text = " ".join(text.split())
-    assert "calls, two levels reach more goals than flat in 1 of 4 comparisons and fewer in 1;" in text
-    assert "seconds, two levels reach more goals than flat in 1 of 1 comparisons and fewer in 0" in text
-    assert "no flat planner was tried" in report.two_levels([{"saving": 2.0}])
-
-
-def test_counting():
-    text = "# t\n## a\n### b\n### c\n    ## code\n*Figure: x*\n## d\n### e\n*Figure: y*"
-    assert report.count(text).split("\n") == [
-        "# t", "## 1. a", "### 1.1 b", "### 1.2 c", "    ## code", "*Figure 1: x*", "## 2. d",
-        "### 2.1 e", "*Figure 2: y*"]
-
-
-# The episode.
-
-def test_states_follow_from_start_and_forces(shown, smoke):
-    told, (_, config) = content(shown, "episode"), hjepa.load(smoke)
-    start, goal, states, forces = (
-        torch.tensor(told[k]) for k in ("start", "goal", "states", "forces"))
-    assert len(states) == told["frames"] == 25 and told["hold"] == config.hold
-    assert forces.abs().max() <= config.force_limit
-    world = hjepa.World(**told["world"])
-    again, _ = world.rollout(start[None], forces[None], told["hold"])
-    assert torch.allclose(again[0], states, atol=1e-3)
-    idle, _ = world.rollout(start[None], 0 * forces[None], told["hold"])
-    assert not torch.allclose(idle[0], states, atol=1e-2)
-    errors = (states[-1, :, :2] - goal[:, :2]).norm(dim=-1)
-    assert told["errors"] == pytest.approx(errors.tolist(), abs=1e-5)
-
-
-def test_the_episode_is_the_first_contact_of_plan(shown, smoke):
-    """The same tasks, the same noise: what `hjepa.py plan` measures on this task."""
-    told, (model, config) = content(shown, "episode"), hjepa.load(smoke)
-    world = hjepa.build_world(config)
-    tasks = hjepa.make_tasks(world, config.tasks, config.steps,
-                             hjepa.generator(config.test_seed, "tasks"), config.hold,
-                             config.start_speed)
-    number = told["task"]
-    assert tasks["contact"].tolist().index(True) == number and told["tasks"] == config.tasks
-    assert np.allclose(tasks["goal"][number, -1], told["goal"], atol=1e-5)
-    one = [x[number:number + 1] for x in (tasks["clip"], tasks["goal"])]
-    states, _ = hjepa.solve("short replanned", model, world, config, *one,
-                            [hjepa.generator(config.test_seed, "short replanned", number)])
-    errors = (states[0, -1, :, :2] - one[1][0, -1, :, :2]).norm(dim=-1)
-    assert told["errors"] == pytest.approx(errors.tolist(), abs=1e-5)
-    assert told["budget"] == {k: getattr(config, k) for k in told["budget"]}
-
-
-def test_the_player_shows_every_frame(html, shown):
-    frames = re.findall(r"frames\[(\d+)\] = \"data:image/png;base64,", html)
-    assert list(map(int, frames)) == list(range(content(shown, "episode")["frames"] + 1))
-
-
-@pytest.mark.parametrize("argv", [["--frames", 7], ["--frames", 0], ["--frames", 2000],
-                                  ["--tasks", 0], ["--tasks", 10**6]])
-def test_an_episode_that_cannot_be(argv, smoke, tmp_path):
-    code, out, err = script("episode", "--run", smoke, "--out", tmp_path / "out", *argv)
-    assert code == 2 and len(err) == 1 and argv[0] in err[0] and not (tmp_path / "out").exists()
-
-
-def test_no_contact_no_episode():
-    config = hjepa.Config(masses=(1.0,))
-    with pytest.raises(hjepa.Refusal, match="no hit on the hidden way of any of 3 tasks"):
-        episode.first_contact(config, hjepa.build_world(config), 3, 25)
+def test_the_player_shows_every_frame(pages, results):
+    frames = re.findall(r"frames\[(\d+)\] = \"data:image/png;base64,", pages["report.html"])
+    last = results["episode"]["frames"]
+    assert [int(frame) for frame in frames] == list(range(last + 1))
+    assert "player" in pages["report.html"] and "<!-- player -->" not in pages["report.html"]
 
 
 # The diagram.
 
-def test_the_diagram_tells_the_sizes_of_the_run(shown, smoke):
-    told, (model, config) = content(shown, "diagram"), hjepa.load(smoke)
-    assert told["parameters"] == sum(p.numel() for p in model.parameters())
-    assert {k: told[k] for k in diagram.SIZES} == {k: getattr(config, k) for k in diagram.SIZES}
-    assert f"{told['parameters']:,} parameters" in (shown / "report.md").read_text()
+def test_the_diagram_tells_the_sizes_of_the_run(smoke, tmp_path):
+    done = here("figures/report/diagram.py", "--run", smoke, "--out", tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    content = json.loads((tmp_path / "diagram.json").read_text())
+    model, config = hjepa.load(smoke)
+    assert content["parameters"] == sum(p.numel() for p in model.parameters())
+    assert {key: content[key] for key in diagram.SIZES} == {
+        key: getattr(config, key) for key in diagram.SIZES}
+    assert content["command"].startswith("python figures/report/diagram.py --run")
+    with Image.open(tmp_path / "diagram.png") as picture:
+        assert picture.size[0] > 1000
 
 
 @pytest.mark.parametrize("settings", [
-    dict(), dict(steps=1), dict(steps=8, hold=3),
+    dict(), dict(event_clips=1), dict(event_clips=8, clip_frames=3),
     dict(shared=True, latent=2048, width=1024, short_width=2048, macro_width=4096, map_weight=0.25,
          pred_weight=1234.5)])
 def test_no_text_of_the_diagram_meets_another(settings):
@@ -418,28 +520,35 @@ def test_no_text_of_the_diagram_meets_another(settings):
     figure = diagram.draw(config, hjepa.build_world(config))
     figure.set_dpi(90)                          # 900 pixels wide, as on a page
     FigureCanvasAgg(figure).draw()
-    texts = [t for t in figure.axes[0].texts if t.get_text().strip()]
-    boxes = [t.get_window_extent() for t in texts]
-    page = figure.bbox
+    texts = [text for text in figure.axes[0].texts if text.get_text().strip()]
+    boxes = [text.get_window_extent() for text in texts]
     for i, (text, box) in enumerate(zip(texts, boxes)):
-        assert page.x0 <= box.x0 and box.x1 <= page.x1, text
-        assert page.y0 <= box.y0 and box.y1 <= page.y1, text
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
         assert text.get_fontsize() >= 9
         for other, place in zip(texts[:i], boxes):
             assert not box.overlaps(place), (text.get_text(), other.get_text())
-    line = figure.axes[0].transData.transform((diagram.FIRST - 1.05, 0))[0]     # deep tap
-    margin = [box for text, box in zip(texts, boxes) if text.get_position()[0] == 0.1]
-    assert len(margin) == 5 and max(box.x1 for box in margin) < line - 4
-    said = " ".join(t.get_text() for t in texts)
-    assert f"{config.steps * config.hold} frames" in said and f"width {config.macro_width}" in said
+    said = " ".join(text.get_text() for text in texts)
+    frames = config.event_clips * config.clip_frames
+    assert f"{frames} frames" in said and f"width {config.macro_width}" in said
 
 
-def test_a_diagram_that_has_no_room(smoke, tmp_path):
-    for argv, says in ((["--run", tmp_path / "none"], "none"), (["--size", 3], "--size")):
-        code, out, err = script("diagram", "--run", smoke, "--out", tmp_path / "out", *argv)
-        assert code == 2 and len(err) == 1 and says in err[0], err
-        assert not (tmp_path / "out").exists()
-    run = episode.common.Run(None, hjepa.Config(steps=9), 1)
-    for runs, says in (([run], "room for 8"), ([run, run], "one run")):
+def test_a_diagram_that_has_no_room():
+    from lib import cli
+    run = cli.Run(None, hjepa.Config(event_clips=9), 1)
+    for runs, says in (([run], "room for 8"), ([run, run], "one --run")):
         with pytest.raises(hjepa.Refusal, match=says):
             diagram.measure(None, runs)
+
+
+def test_report_code_imports_no_study():
+    """Arrows run one way: the report reads numbers, it measures nothing."""
+    allowed = {"build", "claims", "diagram", "page", "readme", "tables", "lib", "hjepa"}
+    studies = {path.stem for path in (ROOT / "figures").glob("*.py")}
+    for path in REPORT.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in getattr(node, "names", [])]
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                assert not {name.split(".")[0] for name in names} & (studies - allowed), path

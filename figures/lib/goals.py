@@ -1,0 +1,131 @@
+"""Goals of a horizon, what planners reach of them, and what that costs."""
+import collections
+import contextlib
+import time
+
+import hjepa
+import torch
+
+from lib import stats
+
+# What try_goals gives. errors (runs, goals, bodies): final distances. calls, seconds: per goal.
+Tried = collections.namedtuple("Tried", "errors calls seconds")
+
+THRESHOLDS = {"success": ("worst", hjepa.REACHED), "strict": ("worst", hjepa.STRICT),
+              "mean_body": ("mean", hjepa.REACHED)}
+
+
+def event_frames(config):
+    """-> frames in a macro-event."""
+    return config.event_clips * config.clip_frames
+
+
+def goals_source(config, split, frames):
+    """-> (seed, purpose, index) of the generator behind goals_of.
+
+    Goals one macro-event ahead are those of `hjepa.py plan`; other horizons have their own.
+    """
+    seed = {"test": config.test_seed, "validation": config.validation_seed}[split]
+    return seed, "tasks", 0 if frames == event_frames(config) else frames
+
+
+def goals_of(config, n, split="test", frames=None):
+    """n goals `frames` ahead (default: one macro-event), of test or validation worlds.
+
+    -> dict(clip, goal (n, T, bodies, 4), forces (n, clips, A), contact (n,)): see hjepa.make_goals.
+    """
+    frames = event_frames(config) if frames is None else frames
+    gen = hjepa.generator(*goals_source(config, split, frames))
+    return hjepa.make_goals(hjepa.build_world(config), n, frames // config.clip_frames, gen,
+                            config.clip_frames, config.start_speed)
+
+
+@contextlib.contextmanager
+def metered(model):
+    """Yields a counter: meter["calls"] grows by one per sample that a predictor evaluates.
+
+    A search in the simulator adds the plans it simulates by itself.
+    """
+    meter = collections.Counter(calls=0)
+
+    def count(module, given, out):
+        meter["calls"] += len(out)
+    hooks = [predictor.register_forward_hook(count) for predictor in (model.short, model.macro)]
+    try:
+        yield meter
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def final_errors(states, goal):
+    """States (B, frames, bodies, 4), goal clips (B, T, bodies, 4) -> distances (B, bodies), CPU."""
+    return hjepa.distance(states[:, -1].cpu(), goal[:, -1].cpu())
+
+
+@torch.no_grad()
+def try_goals(solve, runs, goals, label, together=1):
+    """Try every goal with every run -> Tried.
+
+    solve(run, pick, meter) -> states (B, frames, bodies, 4) that the planner of `run` reaches for
+    the goals `pick`, a tensor of B numbers. together: how many goals are searched side by side.
+    With one, a goal does not depend on its neighbours, not even in rounding.
+    """
+    n = len(goals["goal"])
+    parts = torch.arange(n).split(together)
+    errors = []
+    calls = 0
+    start = time.perf_counter()
+    for run in runs:
+        title = f"{label}, seed {run.config.seed}"
+        with metered(run.model) as meter:
+            found = []
+            for pick in hjepa.progress(parts, title, len(parts)):
+                found.append(final_errors(solve(run, pick, meter), goals["goal"][pick]))
+        errors.append(torch.cat(found))
+        calls += meter["calls"]
+    searches = n * len(runs)
+    seconds = (time.perf_counter() - start) / searches
+    return Tried(torch.stack(errors), calls / searches, seconds)
+
+
+def outcomes(errors):
+    """Final errors (runs, goals, bodies) -> dict of arrays (runs, goals).
+
+    success, strict: the worst body came within hjepa.REACHED, hjepa.STRICT. mean_body: the mean
+    over bodies came within hjepa.REACHED. error: the mean over bodies.
+    """
+    errors = torch.as_tensor(errors)
+    by = {"worst": errors.amax(-1).numpy(), "mean": errors.mean(-1).numpy()}
+    reached = {name: by[which] < limit for name, (which, limit) in THRESHOLDS.items()}
+    return {**reached, "error": by["mean"]}
+
+
+def summary(errors):
+    """Final errors (runs, goals, bodies) -> dict: the mean of each outcome, and its interval."""
+    row = {}
+    for name, values in outcomes(errors).items():
+        row[name] = values.mean().item()
+        row[name + "_ci"] = stats.interval(values)
+    return row
+
+
+def by_contact(errors, contact, summarise=summary):
+    """-> dict of two rows, "contact" and "no contact": n and, if there are any, the summary."""
+    rows = {}
+    for name, who in (("contact", contact), ("no contact", ~contact)):
+        rows[name] = {"n": int(who.sum())}
+        if who.any():
+            rows[name].update(summarise(errors[:, who]))
+    return rows
+
+
+def differences(a, b, names=("success", "strict", "mean_body", "error")):
+    """Final errors (runs, goals, bodies) of two planners on the same goals -> dict: a minus b by
+    each outcome, and its paired interval."""
+    a = outcomes(a)
+    b = outcomes(b)
+    row = {}
+    for name in names:
+        row[name], row[name + "_ci"] = stats.paired_interval(a[name], b[name])
+    return row

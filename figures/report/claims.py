@@ -1,0 +1,403 @@
+"""The conclusions of the report and of README, each checked against the numbers.
+
+A claim is a phrase of the text and a function of the result files that has to be true. Whoever
+changes a conclusion changes the claim with it; a test fails if a phrase is not in the text, or is
+not what the numbers say.
+"""
+import numpy as np
+
+from lib import stats
+from lib.resolve import Missing
+from tables import one, reached
+
+ABOVE, BELOW, OPEN = "above", "below", "open"   # what an interval of a difference says
+
+
+def side(ci):
+    """An interval of a difference -> where it lies: above zero, below, or on both sides."""
+    low, high = ci
+    if low > 0:
+        return ABOVE
+    return BELOW if high < 0 else OPEN
+
+
+def apart(higher, lower, key):
+    """Does the interval of one row lie above that of the other?"""
+    return higher[f"{key}_ci"][0] > lower[f"{key}_ci"][1]
+
+
+# Rows that several claims ask for.
+
+def row(files, file, table="rows", **chosen):
+    """The one row of FILE.json with these values. Missing if there is none, or more than one."""
+    try:
+        return one(files[file][table], **chosen)
+    except Missing:
+        raise
+    except LookupError as error:
+        raise Missing(file, error) from None
+
+
+def planner(files, name, frames=25):
+    return row(files, "planning", planner=name, frames=frames)
+
+
+def planning_pair(files, a, b, frames):
+    return row(files, "planning", "pairs", a=a, b=b, frames=frames)
+
+
+def errors_at(files, method, contacts):
+    forces = "true" if method in ("P1", "P2") else None
+    return row(files, "dynamics", method=method, forces=forces, contacts=contacts)
+
+
+def pushed(files, level, **chosen):
+    return row(files, "response", "counterfactuals", level=level, frames=25, **chosen)
+
+
+def film(files, rule, file="surprise"):
+    return row(files, file, rule=rule, level="both")
+
+
+def r2(files, source, target, file="representation"):
+    return row(files, file, source=source, target=target)
+
+
+def mixed_pair(files, frames, samples):
+    return row(files, "hierarchy", "pairs", planner="mixed", frames=frames, samples=samples,
+               iterations=6)
+
+
+def without(files, variant):
+    return row(files, "ablation", variant=variant)
+
+
+def search_pair(files, name):
+    content = files["search"]
+    return row(files, "search", "pairs", planner=name, a=content["best"], b=content["own"])
+
+
+def refined_row(files, when, name, more=""):
+    return row(files, f"refined/{when}{more}/planning", planner=name)
+
+
+def refined_gap(files, name, key, more=""):
+    """-> interval of the difference that training on new worlds makes, goal by goal."""
+    outcomes = [reached(files.arrays(f"refined/{when}{more}/planning")[f"errors/{name}/25"], key)
+                for when in ("after", "before")]
+    return stats.paired_interval(*outcomes)[1]
+
+
+def refine_error(files, name, when):
+    return row(files, "refine", name=name, worlds="all", when=when)
+
+
+# The claims.
+
+def no_collapse(files):
+    last = files["curves"]["rows"][-1]
+    return last["std_min"] > 0.8 and last["rank"] > 50
+
+
+def contacts_are_hard(files):
+    best = planner(files, "short replanned")
+    return apart(best["no contact"], best["contact"], "success")
+
+
+def refining_helps_one_level(files):
+    errors_fall = all(apart(refine_error(files, name, "before"), refine_error(files, name, "after"),
+                            "error") for name in ("P1, rolled out", "P2"))
+    short = side(refined_gap(files, "short replanned", "strict"))
+    macro = side(refined_gap(files, "macro open loop", "success"))
+    return errors_fall and short == ABOVE and macro == BELOW
+
+
+def covariance_is_most(files):
+    last = files["curves"]["rows"][-1]
+    return sum(last[f"cov_{z}"] for z in ("z1", "t1", "z2", "t2")) > 0.5 * last["composite"]
+
+
+def last_jump_is_best(files):
+    course = files.arrays("curves")["history/goals_macro"]
+    return course[-1] > np.nanmax(course[:-1])
+
+
+def diagnose_no_collapse(files):
+    return all(gauge["std_min"] > 0.8 for gauge in files["diagnose"]["rows"])
+
+
+def rank_below_dimensions(files):
+    return all(gauge["rank"] < gauge["dimensions"] for gauge in files["diagnose"]["rows"])
+
+
+def untrained_reads_state_better(files):
+    return all(r2(files, "untrained shallow tap", target, "probe")["r2"]
+               > r2(files, "shallow tap", target, "probe")["r2"]
+               for target in ("position", "velocity"))
+
+
+def training_helps_probes(files):
+    return all(r2(files, tap, target, "probe")["r2"]
+               > r2(files, f"untrained {tap}", target, "probe")["r2"] + 0.1
+               for tap in ("shallow tap", "deep tap")
+               for target in ("kinetic energy", "pair distance"))
+
+
+def raw_clip_has_no_energy(files):
+    return all(abs(r2(files, "raw clip", target, "probe")["r2"]) < 0.01
+               for target in ("kinetic energy", "pair distance"))
+
+
+def untrained_network_reads_all(files):
+    return all(r2(files, "untrained shallow, network", target)["r2"] > 0.99
+               for target in ("position", "velocity", "kinetic energy", "pair distance"))
+
+
+def predictions_beat_controls(files):
+    return all(apart(r2(files, f"{name} prediction", target), r2(files, control, target), "r2")
+               for name in ("P1", "P2") for target in ("position +25", "velocity +25")
+               for control in ("raw clip + forces", f"untrained {name}"))
+
+
+def flight_is_exact(files):
+    fly = errors_at(files, "fly and fold", "0")["position_error"]
+    return fly < 0.001 and all(errors_at(files, name, "0")["position_error"] > 0.01
+                               for name in ("P1", "P2"))
+
+
+def contacts_are_learnt_in_part(files):
+    return all(apart(errors_at(files, "fly and fold", contacts), errors_at(files, name, contacts),
+                     "position_error") for name in ("P1", "P2") for contacts in ("1", "2+"))
+
+
+def listens_to_forces(files):
+    return all(apart(row(files, "dynamics", method=name, forces=other, contacts="all"),
+                     errors_at(files, name, "all"), "position_error")
+               for name in ("P1", "P2") for other in ("shuffled", "zero"))
+
+
+def follows_pushes(files):
+    return all(0.9 < pushed(files, "short", body=body)["slope"] < 1.1 for body in (0, 1, 2))
+
+
+def controls_reach_nothing(files):
+    return all(planner(files, name)["success"] == 0
+               for name in ("zero", "random", "shuffled goal", "untrained"))
+
+
+def oracle_reaches_all(files):
+    return planner(files, "oracle")["success"] == 1
+
+
+def latent_cost_is_good(files):
+    return planner(files, "simulator + latent cost")["success"] > 0.95
+
+
+def decoded_cost_is_equal_at_25(files):
+    pair = planning_pair(files, "short replanned", "model + decoded cost", 25)
+    return side(pair["success_ci"]) == OPEN
+
+
+def decoded_cost_is_worse_far(files):
+    return all(side(planning_pair(files, "short replanned", "model + decoded cost", frames)
+                    ["success_ci"]) == ABOVE for frames in (50, 75))
+
+
+def replanning_helps(files):
+    pair = planning_pair(files, "short replanned", "short open loop", 25)
+    return side(pair["success_ci"]) == ABOVE
+
+
+def short_beats_macro(files):
+    return apart(planner(files, "short open loop"), planner(files, "macro open loop"), "success")
+
+
+def replanning_works_far(files):
+    return all(planner(files, "short open loop", frames)["success"] < 0.25
+               and planner(files, "short replanned", frames)["success"] > 0.8
+               for frames in (50, 75))
+
+
+def episode_is_half_reached(files):
+    errors = files["episode"]["errors"]
+    return sum(errors) / len(errors) < 0.1 < max(errors)
+
+
+def met_bodies_are_harder(files):
+    return all(apart(pushed(files, level, body=body), pushed(files, level, body="others"),
+                     "pearson")
+               for level in ("short", "macro") for body in (0, 1, 2))
+
+
+def macro_is_weaker_at_contacts(files):
+    return apart(pushed(files, "short", body="others"), pushed(files, "macro", body="others"),
+                 "pearson")
+
+
+def pass_through_is_not_seen(files):
+    return film(files, "pass-through")["share"] < 0.65
+
+
+def contacts_always_surprise(files):
+    return film(files, "lawful contact (control)")["share"] > 0.9
+
+
+def mixed_wins_with_few_calls(files):
+    near = mixed_pair(files, frames=50, samples=12)
+    far = mixed_pair(files, frames=75, samples=25)
+    return side(near["gain_calls_ci"]) == ABOVE and side(far["gain_calls_ci"]) == ABOVE
+
+
+def flat_reaches_most(files):
+    tried = [plan for plan in files["hierarchy"]["rows"]
+             if plan["frames"] == 75 and plan["planner"] != "oracle"]
+    if not tried:
+        raise Missing("hierarchy", "no goals 75 frames ahead")
+    return max(tried, key=lambda plan: plan["mean_body"])["planner"] == "flat"
+
+
+def saving_below_three(files):
+    return mixed_pair(files, frames=75, samples=25)["saving"] < 3
+
+
+def parts_are_necessary(files):
+    return all(without(files, variant)["replanned mean_body"] < 0.2
+               for variant in ("no variance term", "no covariance term", "one-step training"))
+
+
+def parts_cost_goals(files):
+    return all(side(without(files, variant)["replanned mean_body gain_ci"]) == BELOW
+               for variant in ("stopped targets", "shared encoder"))
+
+
+def parts_make_no_difference(files):
+    return all(side(without(files, variant)["replanned mean_body gain_ci"]) == OPEN
+               for variant in ("no symmetries", "no maps", "no macro level", "positions only"))
+
+
+def jump_needs_maps_and_velocity(files):
+    return all(side(without(files, variant)["macro success gain_ci"]) == BELOW
+               for variant in ("no maps", "positions only"))
+
+
+def more_iterations_come_closer(files):
+    content = files["search"]
+    fewer = content["best"]["samples"] < content["own"]["samples"]
+    return fewer and all(side(search_pair(files, name)["error_ci"]) == BELOW for name in (
+        "macro open loop", "short open loop", "short replanned"))
+
+
+def search_gain_is_strict(files):
+    pair = search_pair(files, "short replanned")
+    near = [side(pair[key]) for key in ("success_ci", "mean_body_ci")]
+    return side(pair["strict_ci"]) == ABOVE and near == [OPEN, OPEN]
+
+
+def search_helps_jump(files):
+    pair = search_pair(files, "macro open loop")
+    return side(pair["success_ci"]) == ABOVE and side(pair["strict_ci"]) == ABOVE
+
+
+def mostly_no_contact(files):
+    return errors_at(files, "P1", "0")["n"] > 0.5 * errors_at(files, "P1", "all")["n"]
+
+
+def refined_short_gains(files):
+    before, after = [refined_row(files, when, "short replanned") for when in ("before", "after")]
+    more = after["contact"]["success"] > before["contact"]["success"]
+    return more and side(refined_gap(files, "short replanned", "strict")) == ABOVE
+
+
+def refined_jump_loses(files):
+    falls = apart(refine_error(files, "P2", "before"), refine_error(files, "P2", "after"), "error")
+    return falls and side(refined_gap(files, "macro open loop", "success")) == BELOW
+
+
+def samples_do_not_remove_the_loss(files):
+    losses = []
+    for more in ("", "-500"):
+        before, after = [refined_row(files, when, "macro open loop", more)["success"]
+                         for when in ("before", "after")]
+        losses.append(before - after)
+    remains = side(refined_gap(files, "macro open loop", "success", "-500")) == BELOW
+    return losses[1] < losses[0] and remains
+
+
+def losses_do_not_show_it(files):
+    history = files.arrays("refine")
+    return all(history[f"history/{name}"][-1] < history[f"history/{name}"][0]
+               for name in ("composite", "pred1", "pred2"))
+
+
+def no_better_forecast(files):
+    jumps = row(files, "extend", name="P2", when="after", clips=15)
+    roll_out = row(files, "extend", name="P1", clips=15)
+    return roll_out["error_ci"][0] <= jumps["error_ci"][1]
+
+
+REPORT = {
+    "The embeddings do not collapse": no_collapse,
+    "Contacts between bodies are the main weakness": contacts_are_hard,
+    "Training on with more contacts lowered the errors of both levels; the short level then "
+    "planned better and the macro level worse": refining_helps_one_level,
+    "At the end of training it is most of the composite": covariance_is_most,
+    "One macro jump reaches more goals after the last epoch than after any before":
+        last_jump_is_best,
+    "No dimension of any set has collapsed": diagnose_no_collapse,
+    "The rank is below the number of dimensions": rank_below_dimensions,
+    "from the shallow tap of an untrained encoder they are read better than from the trained one":
+        untrained_reads_state_better,
+    "Kinetic energy and pair distance are not linear in the raw clip": raw_clip_has_no_energy,
+    "There the trained encoder is ahead of the untrained one": training_helps_probes,
+    "it reads them from the untrained encoder as well": untrained_network_reads_all,
+    "Both predictors beat the raw clip with forces, and both beat untrained predictors":
+        predictions_beat_controls,
+    "Without contacts it makes no error, and both predictors do": flight_is_exact,
+    "With a contact both predictors err less than fly and fold": contacts_are_learnt_in_part,
+    "the model listens to the forces": listens_to_forces,
+    "the decoded change of that body follows the simulator closely": follows_pushes,
+    "The simple controls reach no goal by the worst body": controls_reach_nothing,
+    "The oracle reaches every goal": oracle_reaches_all,
+    "The true simulator with the latent cost loses few of them": latent_cost_is_good,
+    "At this horizon a cost on decoded positions is not told apart from the latent cost":
+        decoded_cost_is_equal_at_25,
+    "Replanning reaches more goals than planning once": replanning_helps,
+    "the short level reaches more than one macro jump": short_beats_macro,
+    "At 50 and 75 frames open-loop plans fail, and replanning still works": replanning_works_far,
+    "Here a cost on decoded positions is worse than the latent cost": decoded_cost_is_worse_far,
+    "The mean body reaches the goal, the worst body misses it": episode_is_half_reached,
+    "contact goals are reached less often than the others": contacts_are_hard,
+    "For the body that is pushed both correlations are higher": met_bodies_are_harder,
+    "P2 is the weaker of the two": macro_is_weaker_at_contacts,
+    "Films in which bodies pass through each other surprise the model hardly more often than "
+    "lawful films do": pass_through_is_not_seen,
+    "It surprises the model almost always": contacts_always_surprise,
+    "Two levels reach more goals when predictor calls are few": mixed_wins_with_few_calls,
+    "With enough calls the flat planner reaches the most goals at 75 frames": flat_reaches_most,
+    "so that aim is not reached": saving_below_three,
+    "Variance, covariance and roll-outs in training are necessary": parts_are_necessary,
+    "Stopping the gradient of the targets or sharing one encoder costs goals": parts_cost_goals,
+    "Symmetries, maps, the macro level and observed velocity make no difference shown":
+        parts_make_no_difference,
+    "One macro jump loses goals without the maps and without velocity":
+        jump_needs_maps_and_velocity,
+    "More iterations of fewer samples come closer with as many plans": more_iterations_come_closer,
+    "the gain is in the strict measure; at 0.1 no difference is shown": search_gain_is_strict,
+    "One macro jump gains at both thresholds": search_helps_jump,
+    "most of them without a contact": mostly_no_contact,
+    "The short level gains: replanned every clip it reaches more contact goals and comes closer":
+        refined_short_gains,
+    "one jump reaches fewer goals, although the error of P2 falls": refined_jump_loses,
+    "Five times the samples make the loss smaller and do not remove it":
+        samples_do_not_remove_the_loss,
+    "The losses, the variance and the covariance do not show it": losses_do_not_show_it,
+    "So two levels offer fewer calls and no better forecast": no_better_forecast,
+}
+
+README = {
+    "It is the model": controls_reach_nothing,
+    "Contacts are hard": contacts_are_hard,
+    "VICReg is needed": parts_are_necessary,
+    "Two levels help when calls are few": mixed_wins_with_few_calls,
+    "A falling error is not a better plan": refined_jump_loses,
+}

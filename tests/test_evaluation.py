@@ -1,0 +1,308 @@
+"""What measures the model: goals, distances, probes, ranks, outcomes."""
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import hjepa
+from hjepa import World, distance, effective_rank, make_goals, probe_targets, r2, ridge
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+TINY = hjepa.Config(sequences=64, batch=32, latent=8, width=8, heads=2, depth=2, short_width=8,
+                    macro_width=8, samples=6, elites=2, iterations=1, views=2)
+
+
+# Goals
+
+@pytest.fixture(scope="module")
+def goals():
+    return make_goals(World(), 40, 5, gen(11))
+
+
+def test_hidden_forces_reach_the_goal(goals):
+    world = World()
+    assert {name: tuple(value.shape) for name, value in goals.items()} == {
+        "clip": (40, 5, 3, 4), "goal": (40, 5, 3, 4), "forces": (40, 5, 6), "contact": (40,)}
+    assert goals["forces"].abs().max() <= world.force_limit
+    states, contacts = world.rollout(goals["clip"][:, -1], goals["forces"])
+    assert torch.equal(states[:, -5:], goals["goal"])
+    assert torch.equal(contacts.any(1), goals["contact"])
+    assert goals["contact"].any()
+    assert not goals["contact"].all()
+
+
+def test_every_goal_needs_force(goals):
+    """With no force the worst body ends farther than 0.2 from where it should be."""
+    idle, _ = World().rollout(goals["clip"][:, -1], torch.zeros(40, 5, 6))
+    off = (idle[:, -1, :, :2] - goals["goal"][:, -1, :, :2]).norm(dim=-1).amax(-1)
+    assert off.min() > 0.2
+
+
+def test_a_world_without_such_goals_is_refused():
+    with pytest.raises(hjepa.Refusal, match="force"):
+        make_goals(World(force_limit=0.01), 4, 5, gen())
+
+
+def test_goals_of_other_lengths():
+    goals = make_goals(World((1.0, 2.0)), 3, 4, gen(), clip_frames=7, speed=0.6)
+    assert goals["goal"].shape == (3, 7, 2, 4)
+    assert goals["forces"].shape == (3, 4, 4)
+
+
+# Distances and outcomes
+
+def test_distance_is_between_centres():
+    a = torch.randn(4, 3, 2, 4, generator=gen())
+    b = torch.randn(4, 3, 2, 4, generator=gen(1))
+    got = distance(a, b)
+    assert got.shape == (4, 3, 2)
+    for place in np.ndindex(4, 3, 2):
+        expected = math.dist(a[place][:2].tolist(), b[place][:2].tolist())
+        assert got[place].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_success_counts_goals_by_three_measures():
+    errors = torch.tensor([[0.04, 0.02],                                  # all three
+                           [0.09, 0.02],                                  # not strict
+                           [0.15, 0.01],                                  # the mean body only
+                           [0.30, 0.20]])                                 # none
+    assert (hjepa.REACHED, hjepa.STRICT) == (0.1, 0.05)
+    got = hjepa.success(errors)
+    assert got == pytest.approx({"mean_body": 0.75, "success": 0.5, "strict": 0.25,
+                                 "error": errors.mean().item()})
+
+
+def test_bootstrap_is_the_interval_of_a_mean():
+    """Of 400 outcomes, 300 of them 1: about 0.75 +- 1.96 sqrt(0.75 0.25 / 400)."""
+    outcomes = [1] * 300 + [0] * 100
+    low, high = hjepa.bootstrap(outcomes, draws=4000)
+    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
+    assert low == pytest.approx(0.75 - half, abs=0.005)
+    assert high == pytest.approx(0.75 + half, abs=0.005)
+    assert hjepa.bootstrap([1] * 20, draws=100) == [1.0, 1.0]
+
+
+# Linear probes
+
+def test_r2_is_one_minus_the_share_that_is_left():
+    true = torch.tensor([[0.0, 1.0], [2.0, 5.0], [4.0, 3.0]])
+    perfect = true.clone()
+    assert r2(perfect, true).tolist() == [1.0, 1.0]
+    mean = true.mean(0).expand(3, 2)
+    assert r2(mean, true).tolist() == [0.0, 0.0]
+    guess = torch.tensor([[1.0, 1.0], [2.0, 5.0], [4.0, 7.0]])
+    # Column 0 errs by 1 where the values vary by 4 + 0 + 4; column 1 by 16, varying by 4 + 4 + 0.
+    assert r2(guess, true).tolist() == pytest.approx([1 - 1 / 8, 1 - 16 / 8])
+
+
+def linear_data(n, noise, seed=0):
+    """-> x (n, 7) of very different scales and means, y (n, 3): a linear law with noise."""
+    scale = torch.tensor([1e-2, 1.0, 1.0, 30.0, 1.0, 1.0, 5.0])
+    x = torch.randn(n, 7, generator=gen(seed)) * scale + 3
+    law = torch.randn(7, 3, generator=gen(99)) / scale[:, None]
+    y = x @ law + torch.tensor([5.0, -2.0, 0.0])
+    return x, y + noise * torch.randn(n, 3, generator=gen(seed + 1))
+
+
+def test_ridge_without_penalty_is_least_squares():
+    """Against numpy's lstsq."""
+    x, y = linear_data(200, noise=0.3)
+    weight, offset = ridge((x, y), linear_data(50, noise=0.3, seed=7), strengths=(1e-12,))
+    assert weight.dtype == offset.dtype == torch.float64
+    assert weight.shape == (7, 3)
+    assert offset.shape == (3,)
+    design = np.concatenate([x.double().numpy(), np.ones((200, 1))], 1)
+    expected, *_ = np.linalg.lstsq(design, y.double().numpy(), rcond=None)
+    guess = x.double() @ weight + offset
+    np.testing.assert_allclose(guess.numpy(), design @ expected, atol=1e-6)
+
+
+def test_ridge_is_its_closed_form():
+    """min |a w - (y - mean y)|^2 / n + strength |w|^2 for standardised a, as one least squares
+    problem with the penalty as extra rows."""
+    x, y = linear_data(60, noise=0.3)
+    strength = 0.3
+    weight, offset = ridge((x, y), linear_data(50, noise=0.3, seed=7), strengths=(strength,))
+    a = x.double().numpy()
+    a = (a - a.mean(0)) / (a.std(0, ddof=1) + 1e-6)
+    target = y.double().numpy()
+    rows = np.concatenate([a / math.sqrt(60), math.sqrt(strength) * np.eye(7)])
+    right = np.concatenate([(target - target.mean(0)) / math.sqrt(60), np.zeros((7, 3))])
+    expected, *_ = np.linalg.lstsq(rows, right, rcond=None)
+    guess = x.double() @ weight + offset
+    np.testing.assert_allclose(guess.numpy(), a @ expected + target.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("noise, n", [(0.001, 400), (20.0, 12)])
+def test_ridge_takes_the_penalty_that_validation_prefers(noise, n):
+    strengths = (1e-6, 1e-2, 1.0, 100.0)
+    train = linear_data(n, noise)
+    validation = linear_data(300, noise, seed=7)
+    weight, offset = ridge(train, validation, strengths)
+    scores = []
+    for strength in strengths:
+        w, b = ridge(train, validation, (strength,))
+        guess = validation[0].double() @ w + b
+        scores.append((r2(guess, validation[1].double()).mean().item(), strength))
+    _, best = max(scores)
+    assert best == (1e-6 if noise < 1 else 100.0)
+    expected, _ = ridge(train, validation, (best,))
+    assert torch.equal(weight, expected)
+
+
+def test_ridge_returns_a_map_even_if_no_score_is_a_number():
+    """A column that does not vary has no R2."""
+    x, y = linear_data(50, noise=0.1)
+    weight, offset = ridge((x, y), (x, torch.zeros_like(y) + math.nan), (1e-6, 1e-3))
+    expected, _ = ridge((x, y), (x, y), (1e-6,))
+    assert torch.equal(weight, expected)
+
+
+def test_probe_targets():
+    states = torch.tensor([[[0.0, 0.0, 1.0, 0.0], [3.0, 4.0, 0.0, 2.0], [0.0, 1.0, 1.0, 1.0]]])
+    got = probe_targets(states, (1.0, 2.0, 4.0))
+    assert got["position"].tolist() == [[0, 0, 3, 4, 0, 1]]
+    assert got["velocity"].tolist() == [[1, 0, 0, 2, 1, 1]]
+    assert got["kinetic energy"].tolist() == [[0.5 * (1 * 1 + 2 * 4 + 4 * 2)]]
+    assert got["pair distance"][0].tolist() == pytest.approx([5, 1, math.sqrt(18)])
+    assert "pair distance" not in probe_targets(states[:, :1], (1.0,))
+
+
+# Rank
+
+@pytest.mark.parametrize("d", [1, 4, 16])
+def test_rank_counts_directions_of_equal_size(d):
+    """n copies of +-e_i: d equal singular values, whatever the mean."""
+    z = torch.cat([torch.eye(d), -torch.eye(d)]).repeat(10, 1) + 5
+    z = torch.cat([z, torch.full((len(z), 3), 2.0)], 1)                   # and three constant ones
+    assert effective_rank(z) == pytest.approx(d, rel=1e-3)
+
+
+def test_rank_is_the_exponential_of_an_entropy():
+    """Against singular values by numpy."""
+    z = torch.randn(50, 6, generator=gen()) * torch.tensor([5.0, 3.0, 1.0, 1.0, 0.3, 0.1])
+    centred = z.double().numpy()
+    centred = centred - centred.mean(0)
+    values = np.linalg.svd(centred, compute_uv=False)
+    p = values / values.sum()
+    assert effective_rank(z) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-4)
+
+
+# The model under evaluation
+
+@pytest.fixture(scope="module")
+def tiny():
+    """-> model in eval mode, world, obs, states, forces of TINY."""
+    model = hjepa.build_model(TINY).eval()
+    world = hjepa.build_world(TINY)
+    states, forces, _ = hjepa.draw_sequences(world, TINY, 10, 0, "train", "cpu")
+    return model, world, world.observe(states), states, forces
+
+
+def test_latents_are_of_the_first_and_the_last_clip(tiny):
+    model, _, obs, _, forces = tiny
+    with torch.no_grad():
+        expected = hjepa.embeddings(model, obs, forces)
+    for chunk in (4096, 3):
+        got = hjepa.latents(model, obs, forces, chunk)
+        assert set(got) == {"z1", "z2", "t1", "t2", "p1", "p2"}
+        for name, value in got.items():
+            last = expected[name][-1] if name in ("t1", "p1") else expected[name]
+            torch.testing.assert_close(value, last)
+            assert not value.requires_grad
+
+
+def test_a_planner_gets_the_cost_of_its_level_and_its_loop(tiny, monkeypatch):
+    """Each planner against plan_once and replan with costs written out here."""
+    model, world, _, _, _ = tiny
+    goals = make_goals(world, 2, 5, gen(3))
+    clip, goal = goals["clip"], goals["goal"]
+    observed_goal = world.observe(goal)
+    budget = {"samples": 6, "elites": 2, "iterations": 1}
+
+    def cost_to_go_of(make_cost):
+        def cost_to_go(now, left):
+            return hjepa.reflected_cost(make_cost, model, world.observe(now), observed_goal, 2)
+        return cost_to_go
+    for name, loop, make_cost in (("macro open loop", hjepa.plan_once, hjepa.macro_cost),
+                                  ("short open loop", hjepa.plan_once, hjepa.short_cost),
+                                  ("short replanned", hjepa.replan, hjepa.short_cost)):
+        states, forces = hjepa.run_planner(name, model, world, TINY, clip, goal, [gen(1), gen(2)])
+        expected = loop(world, clip, 5, cost_to_go_of(make_cost), [gen(1), gen(2)], **budget)
+        assert torch.equal(states, expected[0])
+        assert torch.equal(forces, expected[1])
+    states, forces = hjepa.run_planner("zero", model, world, TINY, clip, goal, [gen(1), gen(2)])
+    assert not forces.any()
+    assert torch.equal(states, world.rollout(clip[:, -1], forces)[0])
+    _, forces = hjepa.run_planner("random", model, world, TINY, clip, goal, [gen(1), gen(2)])
+    assert torch.equal(forces[1:], world.random_forces(1, 5, gen(2)))
+
+
+@pytest.mark.parametrize("planner", ["random", "short open loop"])
+def test_try_goals_tries_each_goal_alone(tiny, planner):
+    model, world, _, _, _ = tiny
+    goals = make_goals(world, 3, 5, gen(3))
+    errors, states, forces, seconds = hjepa.try_goals(planner, model, world, TINY, goals, 5,
+                                                      torch.device("cpu"))
+    assert errors.shape == (3, 3)
+    assert states.shape == (3, 25, 3, 4)
+    assert forces.shape == (3, 5, 6)
+    assert seconds > 0
+    torch.testing.assert_close(errors, distance(states[:, -1], goals["goal"][:, -1]))
+    for i in range(3):
+        alone, _ = hjepa.run_planner(planner, model, world, TINY, goals["clip"][i:i + 1],
+                                     goals["goal"][i:i + 1], [hjepa.generator(5, planner, i)])
+        assert torch.equal(alone[0], states[i])
+
+
+def test_validate_measures_what_it_says(tiny):
+    """Its row, computed again from the same worlds."""
+    model, world, _, _, _ = tiny
+    device = torch.device("cpu")
+    goals = make_goals(world, 2, 5, gen(3))
+    n = 40
+    row = hjepa.validate(model, world, TINY, device, goals, n)
+    assert list(row) == ["std_min", "std_avg", "rank", "decode_p1", "decode_p2",
+                         "goals_replanned", "goals_macro"]
+    states, forces, _ = hjepa.draw_sequences(world, TINY, 3 * n, TINY.validation_seed, "watch",
+                                             device)
+    z = hjepa.latents(model, world.observe(states), forces)
+    std = torch.cat([z[name][2 * n:].std(0) for name in ("z1", "t1", "z2", "t2")])
+    assert row["std_min"] == pytest.approx(std.min().item(), rel=1e-4)
+    assert row["std_avg"] == pytest.approx(std.mean().item(), rel=1e-4)
+    ranks = [effective_rank(z[name][2 * n:]) for name in ("z1", "t1", "z2", "t2")]
+    assert row["rank"] == pytest.approx(min(ranks), rel=1e-3)
+
+    position = states[:, -1, -1, :, :2].flatten(1)
+    for name in ("p1", "p2"):
+        weight, offset = ridge((z[name][:n], position[:n]), (z[name][n:2 * n], position[n:2 * n]))
+        guess = z[name][2 * n:].double() @ weight + offset
+        score = r2(guess, position[2 * n:].double()).mean().item()
+        assert row["decode_" + name] == pytest.approx(score, abs=1e-3)
+    for name, planner in (("replanned", "short replanned"), ("macro", "macro open loop")):
+        errors, *_ = hjepa.try_goals(planner, model, world, TINY, goals, TINY.validation_seed,
+                                     device)
+        assert row["goals_" + name] == (errors.mean(-1) < 0.1).float().mean().item()
+
+    without = hjepa.validate(model, world, TINY, device, None, n)
+    assert list(without) == ["std_min", "std_avg", "rank"]
+    for name, value in without.items():
+        assert value == pytest.approx(row[name], rel=1e-4)
+
+
+def test_the_number_of_views_reaches_the_cost(tiny):
+    model, world, _, _, _ = tiny
+    goals = make_goals(world, 1, 5, gen(3))
+    results = []
+    for views in (1, 2):
+        config = dataclasses.replace(TINY, views=views)
+        _, forces = hjepa.run_planner("short open loop", model, world, config, goals["clip"],
+                                      goals["goal"], [gen(1)])
+        results.append(forces)
+    assert not torch.equal(*results)
