@@ -114,7 +114,7 @@ class World:
         bodies = len(self.masses)
         crowded = ValueError(f"{bodies} bodies of radius up to {max(self.radii):.2f} do not fit "
                              "the box: use fewer or smaller masses, or a smaller radius")
-        if max(self.radii) >= 1:
+        if not max(self.radii) < 1:                                       # NaN is refused, too
             raise crowded
         radii = torch.tensor(self.radii)
         wall = (1 - radii)[:, None]                                       # largest |x| of a centre
@@ -583,11 +583,12 @@ def prediction_errors(e):
 
 
 def map_errors(model, obs, e):
-    """-> dict(bridge, lift): mean squared errors of the two maps on the last clip.
+    """obs (B, K, T, F), embeddings -> dict(bridge, lift): the maps' mean squared errors.
 
-    Their target is z2 of that clip, and no gradient goes into it: the maps follow the context
-    encoder, not the other way round. Call this after `embeddings`. Autocast keeps a bfloat16 copy
-    of each weight that it has met. A copy first made here, without gradient, would be used there.
+    They are those of the last clip. Their target is z2 of that clip, and no gradient goes into it:
+    the maps follow the context encoder, not the other way round. Call this after `embeddings`.
+    Autocast keeps a bfloat16 copy of each weight that it has met. A copy first made here, without
+    gradient, would be used there.
     """
     with torch.no_grad():
         _, z2_last = model.context(obs[:, -1])
@@ -750,7 +751,8 @@ def reflections(x, views):
 
 
 def reflected_cost(make_cost, model, clip, goal, views=2):
-    """make_cost: short_cost or macro_cost -> its cost for `cem`, averaged over `views` symmetries.
+    """make_cost: short_cost or macro_cost; clip, goal (B, T, F) -> its cost for `cem`, averaged
+    over `views` symmetries.
 
     The physics is the same in each; the model's errors at contacts are not.  needs: reflections,
     reflect
@@ -761,7 +763,7 @@ def reflected_cost(make_cost, model, clip, goal, views=2):
 
     def averaged(plans):
         costs = cost(reflections(plans, views))                           # (views B, S)
-        return costs.unflatten(0, (views, -1)).mean(0)
+        return costs.unflatten(0, (-1, len(clip))).mean(0)
     return averaged
 
 
@@ -1256,7 +1258,9 @@ def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, 
         torch.distributed.all_reduce(log)
         log = log / size
     log = log.cpu()
-    broken = [name for name, values in zip(terms, log.T) if not values.isfinite().all()]
+    broken = []
+    for values in log.tolist():                 # step by step: the first one is named
+        broken += [name for name, value in zip(terms, values) if not math.isfinite(value)]
     # The last update can break a weight although every term was finite.
     broken += [name for name, p in model.named_parameters() if not p.isfinite().all()]
     if broken:
@@ -1890,7 +1894,7 @@ def whole_file(path):
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part
-        with open(part, "rb") as file:
+        with open(part, "rb+") as file:         # Windows syncs only what may be written
             os.fsync(file.fileno())             # on the disk before the name changes
         os.replace(part, path)
     finally:

@@ -192,7 +192,7 @@ def test_saving_is_read_off_the_line_through_the_flat_rows():
     assert 2 <= low < ratio < high <= 8         # the line ends at 100 and 400 calls
     best = row("mixed", 50, [1] * 60 + [0] * 20)
     assert hierarchy.calls_saved(best, flat)[0] == pytest.approx(8)
-    modest = row("mixed", 50, [1] * 22 + [0] * 58)                        # flat is often as good
+    modest = row("mixed", 50, [0] * 58 + [1] * 22)                        # flat is often as good
     assert hierarchy.calls_saved(modest, flat)[1][0] == 0
     for outside in ([1] * 10 + [0] * 70, [1] * 70 + [0] * 10):
         assert hierarchy.calls_saved(row("mixed", 50, outside), flat) is None

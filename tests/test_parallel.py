@@ -12,9 +12,12 @@ import pytest
 import torch
 
 import hjepa
-from conftest import ROOT
-from test_train import TINY, saved, stop_before
+from conftest import ROOT, saved, stop_before
 
+TINY = hjepa.Config(
+    sequences=256, epochs=4, batch=64, latent=32, width=16, depth=2, short_width=32, macro_width=32,
+    samples=10, iterations=2, elites=3, validate_every=0, validate_goals=2, device="cpu",
+    precision="fp32", warmup=4)
 ONE_STEP = dict(sequences=64, epochs=1)
 SEVERAL = dict(sequences=192, epochs=3)                                   # 3 epochs of 3 steps
 
@@ -63,12 +66,13 @@ def test_statistics_of_half_a_batch_would_be_noticed(tmp_path):
     """The guard itself: without `gather`, the gradient differs by a hundred tolerances."""
     config = dataclasses.replace(TINY, **ONE_STEP)
     world, cpu = hjepa.build_world(config), torch.device("cpu")
-    states, forces, _ = hjepa.sequences(world, config, 64, 0, "train", cpu)
+    states, forces, _ = hjepa.draw_sequences(world, config, 64, 0, "train", cpu)
 
     def gradients(parts):
-        model = hjepa.build(config)
+        model = hjepa.build_model(config)
         for pair in zip(*(x.chunk(parts) for x in (world.observe(states), forces))):
-            (hjepa.objective(model, *pair)[0] / parts).backward()
+            total, _ = hjepa.objective(model, *pair, config.loss_weights)
+            (total / parts).backward()
         return [p.grad for p in model.parameters()]
     assert gap(gradients(2), gradients(1)) > 1e-3
 
@@ -88,7 +92,7 @@ def test_a_run_begun_by_one_process_goes_on_with_two(tmp_path, monkeypatch):
     assert len(lines) == 3 and saved(tmp_path / "two")["epoch"] == 3
     one, two = (hjepa.load(tmp_path / name)[0].state_dict() for name in ("one", "two"))
     assert gap(moments(tmp_path / "two"), moments(tmp_path / "one")) < 1e-3
-    moved = torch.cat([(one[k] - w).flatten() for k, w in hjepa.build(config).state_dict().items()])
+    moved = torch.cat([(one[k] - w).flatten() for k, w in hjepa.build_model(config).state_dict().items()])
     apart = torch.cat([(one[k] - two[k]).flatten() for k in one])
     assert apart.abs().median() < 1e-6 and apart.abs().mean() < 1e-3 * moved.abs().mean()
     for a, b in zip(*(saved(tmp_path / name)["history"] for name in ("two", "one"))):
