@@ -226,7 +226,7 @@ class World:
                 # The relative velocity along the line of centres turns around.
                 line = d - since * w
                 line_squared = line.square().sum(0).clamp_min(1e-12)
-                closing = (line * w).sum(0).clamp_max(0)                  # 0 if they already part
+                closing = (line * w).sum(0).clamp_max(0)                  # 0: they already part.
                 turn = -2 * closing * line / line_squared                 # change of v_i - v_j
                 share = self.masses[j] / (self.masses[i] + self.masses[j])
                 dv_i = share * turn
@@ -1040,7 +1040,8 @@ def effective_rank(z):
 def r2(guess, true):
     """guess, true (N, Q) -> (Q,): the share of the variance of each column that is explained."""
     error = (guess - true).square().sum(0)
-    return 1 - error / (true - true.mean(0)).square().sum(0)
+    spread = (true - true.mean(0)).square().sum(0)
+    return 1 - error / spread
 
 
 def ridge(training, validation, strengths=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)):
@@ -1060,7 +1061,8 @@ def ridge(training, validation, strengths=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)):
 
     best_score = -math.inf
     for strength in strengths:
-        weight = torch.linalg.solve(gram + strength * eye, moment) / scale[:, None]
+        weight = torch.linalg.solve(gram + strength * eye, moment)
+        weight = weight / scale[:, None]
         offset = y.mean(0) - centre @ weight
         score = r2(x_validation @ weight + offset, y_validation).mean().item()
         if score > best_score or strength == strengths[0]:                # a NaN is never above
@@ -1079,12 +1081,13 @@ def probe_targets(states, masses):
     position, velocity, kinetic energy of all bodies together, and distances of pairs, if any."""
     position = states[..., :2].cpu()
     velocity = states[..., 2:].cpu()
-    energy = 0.5 * (torch.tensor(masses) * velocity.square().sum(-1)).sum(-1, keepdim=True)
+    speed_squared = velocity.square().sum(-1)                             # (N, bodies)
+    energy = 0.5 * (torch.tensor(masses) * speed_squared).sum(-1, keepdim=True)
     targets = {"position": position.flatten(1), "velocity": velocity.flatten(1),
                "kinetic energy": energy}
     i, j = torch.triu_indices(len(masses), len(masses), 1)
     if len(i) > 0:
-        targets["pair distance"] = (position[:, i] - position[:, j]).norm(dim=-1)
+        targets["pair distance"] = distance(position[:, i], position[:, j])
     return targets
 
 
@@ -1097,8 +1100,10 @@ def make_goals(world, n, clips, gen, clip_frames=5, speed=0.3):
     worlds pass, so more are drawn than are needed.
     """
     states, forces, contacts = make_sequences(world, 8 * n + 64, clips + 1, gen, clip_frames, speed)
-    idle, _ = world.rollout(states[:, 0, -1], torch.zeros_like(forces), clip_frames)
-    missed_by = distance(idle[:, -1], states[:, -1, -1]).amax(-1)
+    no_force = torch.zeros_like(forces)
+    idle, _ = world.rollout(states[:, 0, -1], no_force, clip_frames)
+    missed_by = distance(idle[:, -1], states[:, -1, -1])                  # (worlds, bodies)
+    missed_by = missed_by.amax(-1)
     pick = (missed_by > 2 * REACHED).nonzero()[:n, 0]
     if len(pick) < n:
         raise Refusal(f"only {len(pick)} of {len(missed_by)} worlds have a goal that needs force, "
@@ -1169,7 +1174,8 @@ def success(errors):
 def bootstrap(outcomes, draws=10_000, seed=0):
     """Outcomes (n,) -> [low, high], the 95 % interval of their mean over resampled goals."""
     outcomes = np.asarray(outcomes, dtype=float)
-    pick = np.random.default_rng(seed).integers(0, len(outcomes), (draws, len(outcomes)))
+    n = len(outcomes)
+    pick = np.random.default_rng(seed).integers(0, n, (draws, n))
     means = outcomes[pick].mean(1)
     return np.percentile(means, [2.5, 97.5]).tolist()
 
@@ -1266,7 +1272,9 @@ def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, 
     if broken:
         raise Refusal(f"{broken[0]} is not finite in epoch {epoch + 1}: what is saved is intact; "
                       "train anew, with a smaller --lr and another --run")
-    return dict(zip(terms, log.mean(0).tolist())), dict(zip(terms, log[0].tolist()))
+    means = dict(zip(terms, log.mean(0).tolist()))
+    first_step = dict(zip(terms, log[0].tolist()))
+    return means, first_step
 
 
 FORMAT = 2                                      # of checkpoints: raised when it changes
@@ -1591,12 +1599,14 @@ def draw_frame(ax, world, path, goal, force=None):
     arrows. Numpy arrays."""
     from matplotlib.patches import Circle
     ax.clear()
-    ax.set(xlim=(-1, 1), ylim=(-1, 1), xticks=[], yticks=[], aspect="equal")
+    ax.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+    ax.set(xticks=[], yticks=[])
     for body, radius in enumerate(world.radii):
         colour = COLOURS[body % len(COLOURS)]
         here = path[-1, body, :2]
         ax.add_patch(Circle(here, radius, color=colour, alpha=0.85))
-        ax.add_patch(Circle(goal[body, :2], radius, fill=False, ec=colour, lw=1.6, ls="--"))
+        there = goal[body, :2]
+        ax.add_patch(Circle(there, radius, fill=False, ec=colour, lw=1.6, ls="--"))
         ax.plot(path[:, body, 0], path[:, body, 1], lw=1, color=colour)
         if force is not None:
             push = force[2 * body:2 * body + 2]
@@ -1615,7 +1625,8 @@ def picture_of_plans(world, goals, number, rows, episodes):
     for i, row in enumerate(rows):
         low, high = row["mean_body_ci"]
         share = row["mean_body"]
-        ax.barh(i, share, color=COLOURS[i], ecolor="0.4", xerr=[[share - low], [high - share]])
+        whiskers = [[share - low], [high - share]]
+        ax.barh(i, share, color=COLOURS[i], ecolor="0.4", xerr=whiskers)
     ax.set_yticks(range(len(rows)), [row["planner"] for row in rows])
     ax.set(title=f"share of {len(goals['goal'])} goals, mean body within {REACHED}", xlim=(0, 1))
     ax.invert_yaxis()
@@ -1894,8 +1905,9 @@ def whole_file(path):
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part
-        with open(part, "rb+") as file:         # Windows syncs only what may be written
-            os.fsync(file.fileno())             # on the disk before the name changes
+        # The content must be on the disk before the name changes. Windows asks for "+".
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
