@@ -5,10 +5,10 @@ turns a clip of five frames into two embeddings, a shallow and a deep one, each 
 numbers. The short predictor gets the shallow embedding and one force, and says what the embedding
 of the next clip will be. The macro predictor gets the deep embedding and five forces, and says what
 the embedding will be five clips, 25 frames, later. Two encoders are trained, one for what is seen
-and one for what is predicted. Both are trained by gradient: no moving average, no stopped gradient.
-VICReg, a loss, keeps their embeddings from collapsing to a single point. Nothing is reconstructed
-and no reward is given. After training the weights are frozen, and a search (the cross-entropy
-method) finds forces whose predicted embedding is close to the embedding of a goal.
+and one for what is predicted. The gradient of the prediction error reaches both: no moving average,
+no stopped gradient. VICReg, a loss, keeps the embeddings from collapsing to a single point. Nothing
+is reconstructed and no reward is given. After training the weights are frozen, and a search (the
+cross-entropy method) finds forces whose predicted embedding is close to the embedding of a goal.
 
     python hjepa.py plan --run figures/weights/hjepa.pt   # use the weights of the full run
     python hjepa.py train --preset quick     # minutes on two CPU cores: a planner that works
@@ -91,7 +91,8 @@ class World:
     fx, fy of each body and is kept constant while it acts. There is no other force. Lengths are in
     half box widths, time is in seconds. All N worlds advance together, on the device of the state.
 
-    masses: one number per body, the same in all worlds.  radius: of a body of mass 1; area is
+    masses: one number per body, the same in all worlds. They are not observed: a model can learn
+    them as constants, since bodies keep their order.  radius: of a body of mass 1; area is
     proportional to mass.
     dt: seconds from frame to frame.  substeps: simulator steps per frame.
     force_limit: the largest force per body and axis.
@@ -312,8 +313,8 @@ def epoch_batches(obs, forces, batch, gen, symmetries=True):
 ###################################################################################################
 # The encoder is a one-dimensional Vision Transformer. A frame is a token, and attention runs over
 # the frames of a clip. The encoder gives two embeddings. As in [1], the shallow one, read after few
-# blocks, feeds the short predictor: where is everything, how fast does it move. The deep one, read
-# after all blocks, feeds the macro predictor: what will have become of it.
+# blocks, feeds the short predictor. The deep one, read after all blocks, feeds the macro predictor,
+# which needs whatever helps to foresee the next 25 frames.
 
 class Block(nn.Module):
     """tokens (N, T, W) -> (N, T, W): a pre-norm transformer block.
@@ -408,8 +409,8 @@ class AdaptiveBlock(nn.Module):
 
         x + (1 + gate) mlp((1 + scale) norm(x) + shift)
 
-    DEVIATION: in [4] the gate starts at 0. Here it starts near 1, and the predictor's last layer is
-    scaled down instead.
+    DEVIATION: in [4] the factor of mlp starts at 0. Here it is 1 + gate and starts near 1; instead,
+    the predictor's last layer is scaled down.
     """
 
     def __init__(self, width, code):
@@ -427,7 +428,10 @@ class AdaptiveBlock(nn.Module):
 
 
 class Predictor(nn.Module):
-    """z (N, D), forces (N, A) -> the embedding that follows (N, D).  needs: AdaptiveBlock"""
+    """z (N, D), forces (N, actions) -> the embedding that follows (N, D).  needs: AdaptiveBlock
+
+    P1 takes one force, P2 all forces of a macro-event, side by side.
+    """
 
     def __init__(self, latent, actions, width=384, blocks=2):
         super().__init__()
@@ -453,7 +457,7 @@ class Predictor(nn.Module):
         x = self.enter(torch.cat([z, forces], -1))
         for block in self.blocks:
             x = block(x, code)
-        return z + self.leave(self.norm(x))     # from clip to clip, most of an embedding stays
+        return z + self.leave(self.norm(x))     # from one t1 to the next, most of it stays
 
 
 # How the parts fit together:
@@ -465,7 +469,8 @@ class Predictor(nn.Module):
 # the target encoder (t1, t2) are different spaces. P1 takes z1, and after that its own output: its
 # first step leads from z1 to t1, each later one from t1 to the next t1. It is trained on both, so
 # it can be rolled out. P2 is trained for one jump, from z2 to t2. It cannot start from its own
-# output, nor from P1's. Two small maps make that possible:
+# output, nor from P1's. What it offers: one call instead of five, and no error that grows from
+# step to step. Two small maps let jumps follow on jumps and on short steps:
 #
 #   bridge: t2 of a clip -> z2 of the same clip        jump, bridge, jump again
 #   lift:   t1 of a clip -> z2 of the same clip        short steps, lift, then jump
@@ -521,6 +526,7 @@ class HJEPA(nn.Module):
 # Here, as in [1], the loss itself forbids the collapse. Each dimension of an embedding must vary
 # over samples (variance term), and no two dimensions may say the same (covariance term). The terms
 # act on what the encoders give, z1, t1, z2 and t2, since that is what could collapse.
+# DEVIATION: [2] has an expander network between embedding and loss; here there is none.
 #
 # A step of training is then (section 8 adds batches, schedule and checks):
 #
@@ -535,10 +541,10 @@ def vicreg_terms(z, gamma=1.0, eps=1e-4):
         std = 1/D sum_j max(0, gamma - sqrt(Var(z_j) + eps))                          [2] eq. 1-2
         cov = 1/D sum_{i != j} C_ij^2,   C = 1/(N-1) sum_n (z_n - mean)(z_n - mean)^T  [2] eq. 3-4
 
-    N counts samples. Leading axes are not pooled into it: an encoder that only counts clips,
-    z(clip, n) = f(clip), would then satisfy the variance term. Without eps the gradient of a
-    constant batch is NaN. White noise scores about D / N in cov, because D^2 covariances are
-    estimated from N samples. ValueError for fewer than two samples.
+    N counts samples. Leading axes are not pooled into it. If they were, an encoder that gives only
+    the number of the clip, z(clip, n) = f(clip), would satisfy the variance term. Without eps the
+    gradient of a constant batch is NaN. White noise scores about D / N in cov, because D^2
+    covariances are estimated from N samples. ValueError for fewer than two samples.
     DEVIATION: the published code of [2] halves std over its two branches; its paper does not.
     """
     z = z.float()
@@ -585,10 +591,10 @@ def prediction_errors(e):
 def map_errors(model, obs, e):
     """obs (B, K, T, F), embeddings -> dict(bridge, lift): the maps' mean squared errors.
 
-    They are those of the last clip. Their target is z2 of that clip, and no gradient goes into it:
-    the maps follow the context encoder, not the other way round. Call this after `embeddings`.
-    Autocast keeps a bfloat16 copy of each weight that it has met. A copy first made here, without
-    gradient, would be used there.
+    Only the last clip is used. The target is z2 of that clip, and no gradient goes into it: the
+    maps follow the context encoder, not the other way round. Call this after `embeddings`. Autocast
+    keeps the bfloat16 copy of a weight from its first use. If that use were here, under no_grad,
+    `embeddings` would take a copy that passes no gradient.
     """
     with torch.no_grad():
         _, z2_last = model.context(obs[:, -1])
@@ -615,8 +621,8 @@ def objective(model, obs, forces, weights, *, embed=embeddings,
     (..., N, D) brings in the samples of the others.
     DEVIATION: [2] writes a sum over dimensions; its authors' code, like this one, takes the mean.
     DEVIATION: the abstract of [1] has no maps (w_map = 0). They chain the levels. Their gradient
-    also reaches t2, which must then keep what z2' of the same clip holds, even if that is hard to
-    predict. VICReg would not notice its loss.
+    also reaches t1 and t2 of the last clip. It makes them keep what z2' of that clip holds, even
+    what is hard to predict; VICReg alone would let them drop it.
     needs: embeddings, prediction_errors, vicreg_terms, map_errors
     """
     e = embed(model, obs, forces)
@@ -639,9 +645,10 @@ def objective(model, obs, forces, weights, *, embed=embeddings,
 # 5. PLANNER - forces that lead to a goal, found in embedding space
 ###################################################################################################
 # The goal is a clip, and the target encoder embeds it. A plan is good if the embedding predicted
-# for it is close to the goal's. There is no reward and no decoder. The search is the cross-entropy
-# method [5]: sample plans, keep the best few, fit a Gaussian to them, sample again. It uses no
-# gradient of the cost. To plan, and to act:
+# for it is close to the goal's. So a plan is also asked for the goal's velocities, although only
+# positions count in the end (section 7). There is no reward and no decoder. The search is the
+# cross-entropy method [5]: sample plans, keep the best few, fit a Gaussian to them, sample again.
+# It uses no gradient of the cost. To plan, and to act:
 #
 #   def cost_to_go(now, clips_left):
 #       return short_cost(model, world.observe(now), world.observe(goal))
@@ -739,9 +746,9 @@ def macro_cost(model, clip, goal):
 def reflections(x, views):
     """x (B, ..., 2 m) -> (views B, ..., 2 m): x, then x seen in others of the box's 8 symmetries.
 
-    The second of each pair has what the first has not: flips and swap.  needs: reflect
+    The second of each pair has the flips and the swap that the first has not.  needs: reflect
     """
-    symmetries = ["000", "111", "100", "101", "010", "011", "110", "001"]  # flip x, flip y, swap
+    symmetries = ["000", "111", "100", "011", "010", "101", "110", "001"]  # flip x, flip y, swap
     seen = []
     for symmetry in symmetries[:views]:
         bits = [bit == "1" for bit in symmetry]
@@ -772,9 +779,9 @@ def plan_once(world, clip, clips, cost_to_go, gens, init_std=0.6, clip_frames=5,
               **budget):
     """Open loop: plan once, then apply all forces.
 
-    clip (B, T, bodies, 4): the states seen so far.  clips: how many clips ahead the goal is.
-    cost_to_go(states seen so far, clips left) -> the cost that `cem` minimises, for example
-    short_cost on world.observe(states).  gens: one CPU generator per goal.
+    clip (B, T, bodies, 4): the clip that is seen now.  clips: how many clips ahead the goal is.
+    cost_to_go(clip, clips left) -> the cost that `cem` minimises, for example short_cost on
+    world.observe(clip).  gens: one CPU generator per goal.
     init_std: first deviation, in force limits.  budget: samples, iterations, elites of `cem`.
     -> states (B, clips clip_frames, bodies, 4), forces (B, clips, A).  needs: cem, better_of
     """
@@ -811,7 +818,7 @@ def replan(world, clip, clips, cost_to_go, gens, init_std=0.6, clip_frames=5,
     return torch.cat(states, 1), torch.cat(forces, 1)
 
 
-# The tutorial ends here. Below: settings, disk, clock and command line.
+# The tutorial ends here. Below: settings, evaluation, training, figures and command line.
 
 
 # 6. SETTINGS - every number that can be changed, and where it comes from
@@ -1096,8 +1103,9 @@ def make_goals(world, n, clips, gen, clip_frames=5, speed=0.3):
     (n, clips, A), contact (n,)), on the CPU.
 
     A goal is what the same world shows under hidden random forces, so it can be reached. A goal is
-    kept only if zero force misses it: the worst body must end more than 2 REACHED away. Not all
-    worlds pass, so more are drawn than are needed.
+    kept only if zero force misses it: the worst body must end more than 2 REACHED away. (By the
+    mean body, zero force still reaches a few: the planner "zero" shows how many.) Not all worlds
+    pass, so more are drawn than are needed.
     """
     states, forces, contacts = make_sequences(world, 8 * n + 64, clips + 1, gen, clip_frames, speed)
     no_force = torch.zeros_like(forces)
@@ -1227,7 +1235,8 @@ def learning_rate(step, total, peak, warmup):
 
 
 def make_optimizer(model, config, device):
-    """AdamW. Biases and norms are not decayed: to pull them to zero regularises nothing."""
+    """AdamW. What has one axis, biases and norms, is not decayed: to pull it to zero regularises
+    nothing."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
@@ -1347,7 +1356,8 @@ def train(config, run, objective=objective):
     After each epoch run/last.pt holds all that is needed to go on, run/log.jsonl the history. A
     resumed run is bitwise the run that was never stopped, on the same machine and device. Under
     torchrun several processes share each batch; rank 0 alone locks, prints, validates, writes, and
-    has the whole history. objective: a loss with the arguments and results of `objective`.
+    has the whole history. run: a pathlib.Path. objective: a loss with the arguments and results of
+    `objective`. The model has no dropout and no batch norm: it needs no train or eval mode.
     """
     device = pick_device(config.device)
     rank, size = process_rank_and_count()
