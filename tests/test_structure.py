@@ -23,8 +23,7 @@ LINES = TEXT.splitlines()
 TREE = ast.parse(TEXT)
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 APPENDIX = LINES.index("# APPENDIX - what makes a run survive") + 1       # line number
-TUTORIAL_END = LINES.index("# The tutorial ends here. Below: settings, disk, clock and command "
-                           "line.") + 1
+TUTORIAL_END = next(i for i, line in enumerate(LINES, 1) if line.startswith("# The tutorial ends"))
 
 
 # Contents
