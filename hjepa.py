@@ -61,6 +61,7 @@ import hashlib
 import io
 import json
 import math
+import numbers
 import os
 import platform
 import shlex
@@ -84,6 +85,97 @@ import torch.nn.functional as F
 # ignores contacts ("keep flying, bounce off the walls") is right most of the time. Only contacts
 # show what a world model has learnt.
 
+# Under a constant force everything between two contacts is exact. So the simulator asks when a
+# contact happens, turns the velocities around at that moment, and lets the bodies fly on. It never
+# moves a body in any other way. That is why the work of the forces equals the change of kinetic
+# energy, and why a body that is pressed against a wall stays there.
+
+def bounce(speed, press, time):
+    """A ball leaves the ground with `speed` >= 0 -> its height and upward velocity after `time`.
+
+    press: its acceleration towards the ground; below 0 it is pushed away. A ball that is pressed
+    falls back and bounces as often as it must: its motion repeats after 2 speed / press. With speed
+    0 it rests. Tensors (M,).
+    """
+    period = 2 * speed / press.clamp_min(1e-12)
+    repeated = torch.remainder(time, period.clamp_min(1e-12))
+    time = torch.where(press > 0, repeated, time)
+    height = speed * time - press * time.square() / 2
+    return height, speed - press * time
+
+
+def reach_wall(gap, speed, press):
+    """A body moves towards a wall with `speed` and acceleration `press`; the wall is `gap` away.
+    -> when it gets there (inf: never), and how fast it is there. Tensors (M,).
+
+    A body that a neighbour has pushed beyond the wall (gap < 0) is put back on it at once, with the
+    speed that its energy gives it there.
+    """
+    squared = speed.square() + 2 * press * gap
+    impact = squared.clamp_min(0).sqrt()
+    forward = 2 * gap / (speed + impact)        # avoids the difference of two close numbers
+    turning_back = (impact - speed) / press
+    time = torch.where(speed > 0, forward, turning_back)
+    never = (squared < 0) | ((speed <= 0) & (press <= 0))
+    time = time.masked_fill(never, math.inf)
+    return time.masked_fill(gap < 0, 0.0), impact
+
+
+def fly_between_walls(x, v, a, wall, time):
+    """Bodies on one axis with walls at -wall and +wall -> position and velocity after `time`.
+
+    x, v, a, wall, time (M,). Exact, however often a body bounces. What is not finite becomes NaN:
+    a wall must not make it a number again.  needs: bounce, reach_wall
+    """
+    lost = ~(x + v + a).isfinite()
+    for _ in range(1000):
+        time_right, impact_right = reach_wall(wall - x, v, a)
+        time_left, impact_left = reach_wall(wall + x, -v, -a)
+        right = time_right <= time_left
+        side = torch.where(right, 1.0, -1.0).to(x.dtype)
+        impact = torch.where(right, impact_right, impact_left)
+        when = torch.minimum(time_right, time_left)
+
+        # Either it meets that wall and bounces there for the rest of the time, or it flies on.
+        meets = when <= time
+        height, rise = bounce(impact, side * a, time - when)
+        flown = x + v * time + a * time.square() / 2
+        x_end = torch.where(meets, side * (wall - height), flown)
+        v_end = torch.where(meets, -side * rise, v + a * time)
+
+        # A height beyond the other wall means that it meets that one next: go on from this one.
+        again = meets & (height > 2 * wall)
+        if not again.any():
+            break
+        x = torch.where(again, side * wall, x)
+        v = torch.where(again, -side * impact, v)
+        time = torch.where(again, time - when, time)
+    return x_end.masked_fill(lost, math.nan), v_end.masked_fill(lost, math.nan)
+
+
+def reach_disc(d, w, b, reach, dt):
+    """Relative position d, velocity w and acceleration b (2, M) of two discs -> when, within dt,
+    their distance has fallen to `reach` (M,); 0 if it is smaller already.
+
+    Newton's method, started on the straight line from the first position to the last.
+    """
+    line = w + b * (dt / 2)
+    excess = d.square().sum(0) - reach ** 2
+    approach = -(d * line).sum(0)
+    discriminant = approach.square() - line.square().sum(0) * excess
+    root = discriminant.clamp_min(0).sqrt()
+    time = excess / (approach + root).clamp_min(1e-12)
+    time = time.clamp(0, dt)
+    for _ in range(3):
+        place = d + w * time + b * time.square() / 2
+        velocity = w + b * time
+        error = place.square().sum(0) - reach ** 2
+        slope = 2 * (place * velocity).sum(0)
+        step = error / slope.clamp_max(-1e-9)
+        time = (time - step).clamp(0, dt)
+    return torch.where(excess > 0, time, 0.0)
+
+
 class World:
     """Discs in the box [-1, 1]^2 with elastic contacts, reflecting walls and forces.
 
@@ -96,6 +188,10 @@ class World:
     proportional to mass.
     dt: seconds from frame to frame.  substeps: simulator steps per frame.
     force_limit: the largest force per body and axis.
+
+    A contact is exact, at any speed and under any force, as long as a body has only one in a
+    substep. Several are handled one after the other: first pairs, then walls.
+    needs: bounce, reach_wall, fly_between_walls, reach_disc
     """
 
     def __init__(self, masses=(1.0, 2.0, 4.0), radius=0.08, dt=0.04, substeps=4,
@@ -164,8 +260,6 @@ class World:
         push = push.permute(1, 2, 3, 0)                                   # (K, bodies, 2, N)
         masses = state.new_tensor(self.masses)[:, None, None]
         acceleration = (push / masses).contiguous()
-        radii = state.new_tensor(self.radii)[:, None, None]
-        wall = 1 - radii                                                  # largest |x| of a centre
         dt = self.dt / self.substeps
 
         states, contacts = [], []
@@ -173,32 +267,24 @@ class World:
             for _ in range(clip_frames):
                 contact = torch.zeros_like(x[0, 0], dtype=torch.bool)
                 for _ in range(self.substeps):
-                    # Fly. This is exact, because the acceleration is constant.
-                    x.add_(v, alpha=dt)
-                    x.add_(a, alpha=dt * dt / 2)
-                    v.add_(a, alpha=dt)
-                    # Bounce off other bodies.
-                    self._collide(x, v, dt, contact)
-                    # Bounce off walls: fold the path back by as much as it went too far.
-                    beyond = (x.abs() - wall).clamp_min_(0)
-                    inward = -x.sign() * v.abs()
-                    v.copy_(torch.where(beyond > 0, inward, v))
-                    x.sub_(2 * beyond * x.sign())
+                    self._collide(x, v, a, dt, contact)
+                    self._fly(x, v, a, dt)
                 states.append(torch.cat([x, v], 1))                       # (bodies, 4, N)
                 contacts.append(contact)
         states = torch.stack(states)                                      # (frames, bodies, 4, N)
         states = states.permute(3, 0, 1, 2).contiguous()                  # (N, frames, bodies, 4)
         return states, torch.stack(contacts, 1)
 
-    def _collide(self, x, v, dt, contact):
-        r"""Elastic contacts, in place: x, v (bodies, 2, N), contact (N,).
+    def _collide(self, x, v, a, dt, contact):
+        r"""Elastic contacts within the next dt, in place: x, v, a (bodies, 2, N), contact (N,).
 
-        For each pair that overlaps: 1. Go back by a time s to the moment of contact. 2. Exchange
-        momentum along n, the direction from centre to centre. 3. Go on for s with the new
-        velocities.
+        Let n be the direction from centre to centre at the moment of contact. Along n the relative
+        motion is that of a ball on the ground (see `bounce`): its velocity turns around.
 
-            |d - s w| = r_i + r_j      d, w: relative position and velocity
-            dv_i = -2 m_j / (m_i + m_j) (w . n) n          dv_j = 2 m_i / (m_i + m_j) (w . n) n
+            dv_i = m_j / (m_i + m_j) turned n          dv_j = -m_i / (m_i + m_j) turned n
+
+        x and v stay those at the start of the substep. They are changed into those of the flight
+        after the contact, extended back to the start: from there both bodies can simply fly.
 
         Pairs are handled one after the other, each with the newest velocities. Handling them all at
         once would create energy when three bodies meet. Contacts are rare, so only the worlds that
@@ -207,37 +293,62 @@ class World:
         for i in range(len(self.masses)):
             for j in range(i):
                 reach = self.radii[i] + self.radii[j]
-                gap = x[i] - x[j]                                         # (2, N)
-                overlap = gap.square().sum(0) < reach ** 2
-                which = overlap.nonzero()[:, 0]                           # worlds with an overlap
+                d = x[i] - x[j]                                           # (2, N)
+                w = v[i] - v[j]
+                b = a[i] - a[j]
+
+                # In which worlds do the two come too close, on the way or at the end?
+                line = w + b * (dt / 2)
+                nearest = -(d * line).sum(0) / line.square().sum(0).clamp_min(1e-12)
+                nearest = nearest.clamp(0, dt)
+                on_the_way = d + w * nearest + b * nearest.square() / 2
+                at_the_end = d + line * dt
+                closest = torch.minimum(on_the_way.square().sum(0), at_the_end.square().sum(0))
+                which = (closest < reach ** 2).nonzero()[:, 0]
                 if len(which) == 0:
                     continue
+                d = d[:, which]                                           # (2, contacts)
+                w = w[:, which]
+                b = b[:, which]
 
-                # The time since contact is the larger root of a quadratic equation; the smaller
-                # one is when they would part again. No contact is older than the substep.
-                d = gap[:, which]                                         # (2, contacts)
-                w = v[i][:, which] - v[j][:, which]
-                dd = d.square().sum(0)
-                dw = (d * w).sum(0)
-                ww = w.square().sum(0).clamp_min(1e-12)
-                discriminant = dw.square() + ww * (reach ** 2 - dd)
-                since = (dw + discriminant.sqrt()) / ww
-                since = since.clamp_max(dt)
+                when = reach_disc(d, w, b, reach, dt)
+                left = dt - when
+                n = d + w * when + b * when.square() / 2
+                n = n / n.square().sum(0).sqrt().clamp_min(1e-12)
+                speed = -((w + b * when) * n).sum(0)                      # below 0: they part
+                press = -(b * n).sum(0)
+                height, rise = bounce(speed.clamp_min(0), press, left)
 
-                # The relative velocity along the line of centres turns around.
-                line = d - since * w
-                line_squared = line.square().sum(0).clamp_min(1e-12)
-                closing = (line * w).sum(0).clamp_max(0)                  # 0: they already part.
-                turn = -2 * closing * line / line_squared                 # change of v_i - v_j
-                share = self.masses[j] / (self.masses[i] + self.masses[j])
-                dv_i = share * turn
-                dv_j = (share - 1) * turn
+                # What that adds, at the end of the substep, to distance and velocity along n.
+                moved = height + speed * left + press * left.square() / 2
+                turned = rise + speed + press * left
+                moved = torch.where(speed >= 0, moved, 0.0)
+                turned = torch.where(speed >= 0, turned, 0.0)
+                total = self.masses[i] + self.masses[j]
+                shares = {i: self.masses[j] / total, j: -self.masses[i] / total}
+                for body, share in shares.items():
+                    v[body][:, which] += share * turned * n
+                    x[body][:, which] += share * (moved - turned * dt) * n
+                contact[which] |= speed > 0
 
-                v[i][:, which] += dv_i
-                v[j][:, which] += dv_j
-                x[i][:, which] += since * dv_i
-                x[j][:, which] += since * dv_j
-                contact[which] |= closing < 0
+    def _fly(self, x, v, a, dt):
+        """All bodies fly for dt and bounce off the walls, in place: x, v, a (bodies, 2, N)."""
+        radii = x.new_tensor(self.radii)[:, None, None]
+        wall = (1 - radii).expand_as(x)                                   # largest |x| of a centre
+        x_end = x + (v * dt + a * (dt * dt / 2))
+        v_end = v + a * dt
+
+        # Who is beyond a wall, at the end or at the point where its path turns around?
+        turn = -v / a
+        turning_point = x - v.square() / (2 * a)
+        turns_beyond = (turning_point.abs() > wall) & (turn > 0) & (turn < dt)
+        which = ((x_end.abs() > wall) | turns_beyond).nonzero(as_tuple=True)
+        if len(which[0]) > 0:
+            time = torch.full_like(x[which], dt)
+            bounced = fly_between_walls(x[which], v[which], a[which], wall[which], time)
+            x_end[which], v_end[which] = bounced
+        x.copy_(x_end)
+        v.copy_(v_end)
 
     def observe(self, state):
         """state (..., bodies, 4) -> (..., F), F = 4 bodies: what the encoders see.
@@ -378,6 +489,7 @@ class Encoder(nn.Module):
 
     def tokens(self, clip):
         """clip (N, T, F) -> tokens (N, T, W) after the lower blocks, for `shallow` and `deep`."""
+        assert clip.shape[1] == len(self.position), clip.shape            # else one frame is copied
         x = self.embed(clip)
         x = x + self.position.to(x.dtype)       # a float32 position would undo autocast's bfloat16
         for block in self.lower:
@@ -553,7 +665,9 @@ def vicreg_terms(z, gamma=1.0, eps=1e-4):
         raise ValueError(f"variance needs at least two samples, got {n}")
     with torch.autocast(z.device.type, enabled=False):                    # bfloat16 is too coarse
         z = z - z.mean(-2, keepdim=True)
-        c = z.transpose(-1, -2) @ z / (n - 1)                             # (..., D, D)
+        # A contiguous copy: products with a transposed left operand have been wrong on MPS.
+        transposed = z.transpose(-1, -2).contiguous()
+        c = transposed @ z / (n - 1)                                      # (..., D, D)
     variance = c.diagonal(dim1=-2, dim2=-1)                               # (..., D)
     deviation = (variance + eps).sqrt()
     std = F.relu(gamma - deviation).mean(-1)
@@ -855,24 +969,36 @@ ALLOWED = {
 }
 
 
-def check_setting(field, value):
-    """ValueError unless the field of Config may have this value."""
+def checked(field, value):
+    """A value for a field of Config -> the same as the plain Python type that the field declares,
+    whatever kind of number or string it came as (numpy's, an enum's). ValueError if it may not be.
+
+    A checkpoint holds plain types only: others would be saved, and refused when they are read.
+    """
     choices = field.metadata["choices"]
     if choices:
-        if value not in choices:
-            raise ValueError(f"{field.name} is {value}: choose from {choices}")
-        return
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{field.name} is {value!r}: choose from {', '.join(choices)}")
+        return choices[choices.index(value)]
     if field.type is bool:
-        if not isinstance(value, bool):
+        if not isinstance(value, (bool, np.bool_)):
             raise ValueError(f"{field.name} is {value!r}: allowed are True and False")
-        return
+        return bool(value)
+
     low, high = ALLOWED[field.name]
-    kind = int if field.type is int else (int, float)
-    numbers = value if field.type is tuple else [value]
-    for number in numbers:
+    kind = numbers.Integral if field.type is int else numbers.Real
+    plain = int if field.type is int else float
+    several = field.type is tuple
+    if several and (isinstance(value, str) or not hasattr(value, "__iter__")):
+        raise ValueError(f"{field.name} is {value!r}: give a list of numbers")
+    given = list(value) if several else [value]
+    for number in given:
+        is_number = isinstance(number, kind) and not isinstance(number, bool)
         # NaN fails the comparison, too.
-        if not isinstance(number, kind) or not low <= number <= high:
+        if not is_number or not low <= number <= high:
             raise ValueError(f"{field.name} is {number!r}: allowed are {low} to {high}")
+    values = tuple(plain(number) for number in given)
+    return values if several else values[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -932,7 +1058,8 @@ class Config:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            check_setting(field, getattr(self, field.name))
+            value = checked(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)     # the way to change a frozen dataclass
         if not self.masses:
             raise ValueError("masses is empty: give at least one body")
         if self.shallow_depth > self.depth:
@@ -943,8 +1070,20 @@ class Config:
             raise ValueError("elites must not be more than samples")
         if self.batch > self.sequences:
             raise ValueError("batch is larger than sequences")
-        masses = tuple(float(mass) for mass in self.masses)
-        object.__setattr__(self, "masses", masses)      # the way to change a frozen dataclass
+        if self.substeps < self.needed_substeps():
+            raise ValueError(f"substeps is {self.substeps}: bodies could fly farther than a radius "
+                             f"in one; give {self.needed_substeps()} or more")
+
+    def needed_substeps(self):
+        """-> substeps so small that the smallest body flies less than its radius in one, even after
+        the largest force has pushed the lightest body all the time of a sequence.
+
+        The simulator handles one contact of a body in a substep exactly.
+        """
+        seconds = (self.event_clips + 1) * self.clip_frames * self.dt
+        fastest = 5 * self.start_speed + self.force_limit / min(self.masses) * seconds
+        smallest = self.radius * math.sqrt(min(self.masses))
+        return math.ceil(fastest * self.dt / smallest)
 
     @property
     def loss_weights(self):
@@ -1356,11 +1495,14 @@ def train(config, run, objective=objective):
     After each epoch run/last.pt holds all that is needed to go on, run/log.jsonl the history. A
     resumed run is bitwise the run that was never stopped, on the same machine and device. Under
     torchrun several processes share each batch; rank 0 alone locks, prints, validates, writes, and
-    has the whole history. run: a pathlib.Path. objective: a loss with the arguments and results of
-    `objective`. The model has no dropout and no batch norm: it needs no train or eval mode.
+    has the whole history. objective: a loss with the arguments and results of `objective`. The
+    model has no dropout and no batch norm: it needs no train or eval mode.
     """
+    run = Path(run)
     device = pick_device(config.device)
     rank, size = process_rank_and_count()
+    if size > 1 and device.type == "mps":
+        raise Refusal("several processes cannot share mps: use --device cpu, or one process")
     if config.batch % size:
         raise Refusal(f"{size} processes cannot share a batch of {config.batch} evenly: change one")
     with locked(run) if rank == 0 else contextlib.nullcontext():
@@ -1374,6 +1516,8 @@ def train(config, run, objective=objective):
             refuse_other_settings(config, saved, run)
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
+            for group in optimizer.param_groups:            # the file has those of its own device
+                group["fused"] = device.type != "mps"
             history, precision = saved["history"], saved["precision"]
         loss, precision = make_loss(model, objective, config.loss_weights, device, precision, size)
         place = device_name(device) if size == 1 else f"{size} x {device_name(device)}"
@@ -1407,8 +1551,7 @@ def train(config, run, objective=objective):
             due = goals is not None and (last or (epoch + 1) % config.validate_every == 0)
             gauges = validate(model, world, config, device, goals if due else None)
             row = {"epoch": epoch + 1, **means, **gauges, "seconds": time.perf_counter() - start}
-            print_row(row, head=row.keys() != columns)
-            columns = row.keys()
+            shown = row
             if epoch == 0:                      # the paper says where its composite begins
                 row = {**row, "first_step": first_step["composite"]}
             history.append(row)
@@ -1416,6 +1559,8 @@ def train(config, run, objective=objective):
                            "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                            "epoch": epoch + 1, "precision": precision, "history": history,
                            "device": place, "torch": str(torch.__version__)})
+            print_row(shown, head=shown.keys() != columns)
+            columns = shown.keys()
             if epoch == first_epoch:
                 minutes = row["seconds"] * (config.epochs - epoch - 1) / 60
                 print(f"about {minutes:.0f} minutes to go at this pace", flush=True)
@@ -1431,8 +1576,12 @@ COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#4d4d4d")
 
 
 def new_figure(rows, columns, width, height):
-    """-> figure, axes (rows, columns). No window, no global state of matplotlib."""
+    """-> figure, axes (rows, columns). No window. The user's backend and style do not matter."""
+    if "matplotlib" not in sys.modules:
+        os.environ["MPLBACKEND"] = "agg"        # a notebook's would have to be installed here, too
+    import matplotlib
     from matplotlib.figure import Figure
+    matplotlib.rcdefaults()
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -1782,12 +1931,16 @@ def run_command(argv):
     """Does what the command line says. Refusal, ValueError, OSError or MemoryError if it cannot."""
     if "" in argv:                              # as in --run "$UNSET"
         raise Refusal("an argument is empty: give a value, or leave the flag out")
-    flags = vars(make_parser().parse_args(argv))
+    known, unknown = make_parser().parse_known_args(argv)
+    flags = vars(known)
     command = flags.pop("command")
     run = flags.pop("run")
+    if unknown:
+        raise Refusal(f"{command} knows no {unknown[0]} (see `python hjepa.py {command} --help`)")
     if command in COMMANDS:
         flags["device"] = pick_device(flags["device"])
         flags["out"] = flags["out"] or default_out(run)
+        try_out(flags["out"])
         COMMANDS[command](argparse.Namespace(run=run, argv=argv, **flags))
         return
     preset = flags.pop("preset")
@@ -1803,12 +1956,11 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         run_command(argv)
-    except OSError as error:
-        print(f"hjepa: {first_line(error)}: mend that, or choose another --run or --out",
-              file=sys.stderr)
-        return 2
-    except (Refusal, ValueError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"hjepa: {first_line(error)}", file=sys.stderr)
+    except Exception as error:
+        line = mistake(error)
+        if line is None:                        # a bug of ours: it keeps its traceback
+            raise
+        print(f"hjepa: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nhjepa: stopped; go on with python hjepa.py", shlex.join(argv), file=sys.stderr)
@@ -1821,13 +1973,26 @@ def main(argv=None):
 # Devices, precision, files that are whole or absent, one writer per run, damaged checkpoints,
 # several processes. Nothing here is about world models.
 
+def mistake(error):
+    """An exception -> one line that says what the person at the terminal can mend, or None."""
+    if isinstance(error, OSError):
+        return f"{first_line(error)}: mend that, or choose another --run or --out"
+    # On a cpu and on mps torch raises a plain RuntimeError when memory is short.
+    text = str(error).lower()
+    full = any(words in text for words in ("out of memory", "allocate memory", "enough memory"))
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+            isinstance(error, RuntimeError) and full):
+        return "out of memory: use fewer --samples, a smaller --n or --batch"
+    if isinstance(error, (Refusal, ValueError)):
+        return first_line(error)
+    return None
+
+
 def first_line(error, width=200):
     """The first line of an error's text; its type if there is none."""
     lines = str(error).splitlines()
     if lines and lines[0]:
         return lines[0][:width]
-    if isinstance(error, MemoryError):
-        return "out of memory"
     return type(error).__name__
 
 
@@ -1863,7 +2028,7 @@ def pick_device(name):
     if name not in available:
         raise Refusal(f"device {name} is not available here: use --device {available[0]}")
     if name == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", whole_number("LOCAL_RANK", 0))
     return torch.device(name)
 
 
@@ -1902,8 +2067,29 @@ def refuse_too_many(n, size):
     memory = math.inf
     if hasattr(os, "sysconf"):                  # not on Windows
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if n < 2 or size > memory:
-        raise Refusal(f"n is {n} sequences: wanted are 2 or more, and no more than fit in memory")
+    if n < 2:
+        raise Refusal(f"n is {n} sequences: statistics need 2 or more")
+    if size > memory:
+        raise Refusal(f"n is {n} sequences: they need {size / 2**30:.0f} GiB of memory, and "
+                      f"{memory / 2**30:.0f} are there")
+
+
+def try_out(folder):
+    """OSError if no file can be written to the folder: better now than after an hour of work.
+    Nothing is left behind."""
+    made = []
+    for place in [folder, *folder.parents]:
+        if place.exists():
+            break
+        made.append(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole_file(folder / ".try") as part:
+            part.write_bytes(b"")
+        (folder / ".try").unlink()
+    finally:
+        for place in made:
+            place.rmdir()
 
 
 @contextlib.contextmanager
@@ -1943,12 +2129,14 @@ def write_json(path, content):
 
 
 def save_run(run, content):
-    """Writes run/last.pt and run/log.jsonl. Both are fully written before either is renamed."""
+    """Writes run/last.pt and run/log.jsonl. Both are fully written, and the checkpoint is read
+    back, before either is renamed."""
     whole = io.BytesIO()                        # torch.save to a full disk raises no OSError
     torch.save(content, whole)
     lines = [json.dumps(row) + "\n" for row in content["history"]]
     with whole_file(run / "last.pt") as part, whole_file(run / "log.jsonl") as log:
         part.write_bytes(whole.getbuffer())
+        torch.load(part, map_location="cpu", weights_only=True)
         log.write_text("".join(lines))
 
 
@@ -1956,20 +2144,17 @@ def save_run(run, content):
 def locked(run):
     """One writer per run directory. The system frees the lock when its holder ends, in any way."""
     run.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:                         # Windows
-        print("no file locks on this system: see to it yourself that one process writes to "
-              f"{run}", file=sys.stderr)
-        yield
-        return
     with open(run / ".lock", "a+") as file:
         try:
+            import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise Refusal(f"{run} is being trained by process {file.read().strip()}: wait for it, "
                           "or use another --run") from None
+        except (ImportError, OSError):          # Windows; file systems of some clusters
+            print("no file locks here: see to it yourself that one process writes to "
+                  f"{run}", file=sys.stderr)
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)
         yield
@@ -2012,9 +2197,21 @@ def check_checkpoint(saved):
 
 def process_rank_and_count():
     """-> rank, size: which of how many processes this is. torchrun says it in the environment."""
-    rank = int(os.environ.get("RANK", 0))
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = whole_number("WORLD_SIZE", 1)
+    rank = whole_number("RANK", 0)
+    if not 0 <= rank < size:
+        raise Refusal(f"RANK is {rank} and WORLD_SIZE is {size}: start several processes with "
+                      "torchrun, or unset both")
     return rank, size
+
+
+def whole_number(name, default):
+    """An environment variable -> its value, a whole number >= 0; the default if it is not set."""
+    text = os.environ.get(name, str(default))
+    if not text.isascii() or not text.isdigit():
+        raise Refusal(f"the environment variable {name} is {text!r}: give a whole number, or unset "
+                      "it")
+    return int(text)
 
 
 def gather_samples(z):
@@ -2045,6 +2242,10 @@ def make_loss(model, objective, weights, device, precision, size):
     0, which all must use."""
     if size == 1:
         return lambda obs, forces: objective(model, obs, forces, weights), precision
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise Refusal(f"{size} processes need {name}: start them with torchrun")
+    print(f"waiting for {size} processes", file=sys.stderr, flush=True)
     torch.distributed.init_process_group()
     box = [precision]
     torch.distributed.broadcast_object_list(box, device=device)

@@ -36,9 +36,18 @@ install() {
         cp "$file" "$stamp"
 }
 
-if [ ! -x .venv/bin/python ]; then
+# An environment of another Python, or one without pip, is made anew.
+venv_works() {
+    .venv/bin/python -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+        2> /dev/null
+}
+
+if ! venv_works; then
     say "making .venv"
-    if ! "${PYTHON:-python3}" -m venv .venv; then
+    rm -rf .venv
+    "${PYTHON:-python3}" -m venv .venv || true
+    if ! venv_works; then
+        rm -rf .venv
         echo "reproduce.sh: no virtual environment could be made: install Python 3.11 to 3.13 with" \
             "its venv module, or name one with PYTHON=..." >&2
         exit 2
@@ -93,13 +102,24 @@ if [ "$mode" = paper ]; then
     frames="25 50 75"                     # the long horizons take an hour
 fi
 
-for name in curves diagnose probe plan; do
+n=()                                      # sizes: the defaults, but for smoke
+goals=()
+if [ "$mode" = smoke ]; then
+    n=(--n 256)
+    goals=(--goals 10)
+fi
+
+for name in curves plan; do
     measure "$weights" "$out" hjepa.py $name --run "$run"
 done
-for name in representation dynamics surprise episode; do
-    measure "$weights" "$out" figures/$name.py --run "$run"
+for name in diagnose probe; do
+    measure "$weights" "$out" hjepa.py $name --run "$run" "${n[@]}"
 done
-measure "$weights" "$out" figures/planning.py --run "$run" --frames $frames
+for name in representation dynamics response surprise; do
+    measure "$weights" "$out" figures/$name.py --run "$run" "${n[@]}"
+done
+measure "$weights" "$out" figures/episode.py --run "$run"
+measure "$weights" "$out" figures/planning.py --run "$run" --frames $frames "${goals[@]}"
 measure "$weights" "$out" figures/report/diagram.py --run "$run"
 
 if [ "$mode" = paper ]; then

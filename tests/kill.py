@@ -46,7 +46,7 @@ EPOCHS = 3
 COMMAND = ["train", "--preset", "smoke", "--sequences", "256", "--batch", "64", "--epochs",
            str(EPOCHS), "--validate-every", "2", "--validate-goals", "1", "--samples", "8",
            "--elites", "3", "--iterations", "2", "--clip-frames", "3", "--event-clips", "2",
-           "--force-limit", "20", "--latent", "32", "--device", "cpu", "--run"]
+           "--force-limit", "20", "--substeps", "5", "--latent", "32", "--device", "cpu", "--run"]
 KINDS = ("any", "write", "after")
 
 

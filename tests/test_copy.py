@@ -8,6 +8,7 @@ import ast
 import builtins
 import importlib.util
 import inspect
+import math
 import re
 import symtable
 
@@ -88,6 +89,31 @@ PLANS = torch.randn(4, 3, 5, 6, generator=gen(2))
 
 def sum_of_squares(plans):
     return plans.square().sum((-1, -2))
+
+
+def use_bounce(m):
+    height, rise = m.bounce(torch.ones(3), torch.ones(3), torch.tensor([0.5, 2.0, 3.0]))
+    torch.testing.assert_close(height, torch.tensor([0.375, 0.0, 0.5]))   # it is back at 2
+    torch.testing.assert_close(rise[0], torch.tensor(0.5))
+
+
+def use_reach_wall(m):
+    time, impact = m.reach_wall(torch.ones(2), torch.tensor([2.0, -1.0]), torch.zeros(2))
+    assert time.tolist() == [0.5, math.inf]
+    assert impact[0] == 2
+
+
+def use_fly_between_walls(m):
+    x, v = m.fly_between_walls(torch.zeros(1), torch.ones(1), torch.zeros(1), torch.ones(1),
+                               torch.tensor([4.5]))
+    torch.testing.assert_close(x, torch.tensor([0.5]))                    # there, back and there
+    torch.testing.assert_close(v, torch.ones(1))
+
+
+def use_reach_disc(m):
+    d = torch.tensor([[3.0], [0.0]])
+    time = m.reach_disc(d, -d, torch.zeros(2, 1), reach=1.5, dt=1.0)
+    torch.testing.assert_close(time, torch.tensor([0.5]))
 
 
 def use_world(m):

@@ -104,7 +104,8 @@ def test_energy_is_kept_without_forces_through_many_events():
     assert total > 5
 
 
-def test_the_world_tends_to_it_as_its_steps_shrink():
+def test_the_world_agrees_with_it():
+    """Few steps are enough. Only several events of a body in one step need smaller ones."""
     starts, forces = start_and_forces(40)
     truth, contacts = speed_simulator.exact_ends(WORLD, starts, forces, 0.2)
     errors = []
@@ -114,8 +115,8 @@ def test_the_world_tends_to_it_as_its_steps_shrink():
         errors.append(np.linalg.norm(gap, axis=-1).mean(-1))
     coarse, fine = errors
     assert 5 < np.count_nonzero(contacts) < 35
-    assert np.median(fine) < 1e-4
-    assert np.median(fine) < 0.1 * np.median(coarse)
+    assert np.median(coarse) < 1e-5
+    assert np.median(fine) < 1e-5
     assert fine.max() < 0.01
 
 

@@ -418,4 +418,4 @@ def test_a_system_without_file_locks_can_train(tmp_path, monkeypatch, capsys):
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 1
     assert "lock" in warnings[0]
-    assert {path.name for path in run.iterdir()} == {"last.pt", "log.jsonl"}
+    assert {path.name for path in run.iterdir()} == {".lock", "last.pt", "log.jsonl"}

@@ -197,9 +197,11 @@ def exit_code(program, work):
     """Call work() -> 0 done, 2 a mistake that one line on stderr describes, 130 interrupted."""
     try:
         work()
-    except (hjepa.Refusal, ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        hint = ": mend that, or choose another --run or --out" if isinstance(error, OSError) else ""
-        print(f"{program}: {hjepa.first_line(error)}{hint}", file=sys.stderr)
+    except Exception as error:
+        line = hjepa.mistake(error)
+        if line is None:                        # a bug of ours: it keeps its traceback
+            raise
+        print(f"{program}: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{program}: stopped, no file is half-written", file=sys.stderr)
@@ -220,7 +222,9 @@ def parse(parser, argv=None):
     args.out = args.out or hjepa.default_out(args.run[0])
     args.device = hjepa.pick_device(args.device)
     args.precision = hjepa.pick_precision(args.precision, args.device)
-    return args, open_runs(args.run, args.device)
+    runs = open_runs(args.run, args.device)
+    hjepa.try_out(args.out)
+    return args, runs
 
 
 def check_number(flag, value):

@@ -33,9 +33,9 @@ Pairs = collections.namedtuple("Pairs", "clip films forces event fit")
 class Springs(hjepa.World):
     """A contact leaves both bodies 1.5 times as fast as it should."""
 
-    def _collide(self, x, v, dt, contact):
+    def _collide(self, x, v, a, dt, contact):
         before = v.clone()
-        super()._collide(x, v, dt, contact)
+        super()._collide(x, v, a, dt, contact)
         changed = (v != before).any(1, keepdim=True)
         v.mul_(1 + 0.5 * changed)
 

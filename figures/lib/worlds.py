@@ -5,7 +5,7 @@ import hjepa
 class Ghosts(hjepa.World):
     """The same box and the same forces, but bodies fly through each other."""
 
-    def _collide(self, x, v, dt, contact):
+    def _collide(self, x, v, a, dt, contact):
         pass
 
 

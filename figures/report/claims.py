@@ -218,9 +218,8 @@ def replanning_works_far(files):
                for frames in (50, 75))
 
 
-def episode_is_half_reached(files):
-    errors = files["episode"]["errors"]
-    return sum(errors) / len(errors) < 0.1 < max(errors)
+def episode_is_reached(files):
+    return max(files["episode"]["errors"]) < 0.1
 
 
 def met_bodies_are_harder(files):
@@ -365,7 +364,7 @@ REPORT = {
     "the short level reaches more than one macro jump": short_beats_macro,
     "At 50 and 75 frames open-loop plans fail, and replanning still works": replanning_works_far,
     "Here a cost on decoded positions is worse than the latent cost": decoded_cost_is_worse_far,
-    "The mean body reaches the goal, the worst body misses it": episode_is_half_reached,
+    "All three bodies reach their goals": episode_is_reached,
     "contact goals are reached less often than the others": contacts_are_hard,
     "For the body that is pushed both correlations are higher": met_bodies_are_harder,
     "P2 is the weaker of the two": macro_is_weaker_at_contacts,
