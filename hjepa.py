@@ -233,6 +233,23 @@ class World:
                 return state.to(device)
         raise crowded
 
+    def check(self, state):
+        """ValueError unless a start or a goal of one's own, state (N, bodies, 4), is possible: all
+        finite, no body beyond a wall, no two bodies overlapping."""
+        if not state.isfinite().all():
+            raise ValueError("a number of the state is not finite")
+        position = state[..., :2]
+        for i, radius in enumerate(self.radii):
+            if (position[:, i].abs() > 1 - radius + 1e-6).any():
+                raise ValueError(f"body {i} lies outside of the box: keep its centre within "
+                                 f"{1 - radius:.3f} of the middle on both axes")
+            for j in range(i):
+                gap = (position[:, i] - position[:, j]).norm(dim=-1)
+                reach = radius + self.radii[j]
+                if (gap < reach - 1e-6).any():
+                    raise ValueError(f"bodies {j} and {i} overlap: their centres must be "
+                                     f"{reach:.3f} apart")
+
     def random_forces(self, n, clips, gen, device="cpu"):
         """-> forces (n, clips, A), uniform in [-force_limit, force_limit]."""
         numbers = 2 * len(self.masses)

@@ -89,6 +89,21 @@ def test_random_forces_are_uniform_up_to_the_limit(limit):
     assert (forces[:, 0] - forces[:, 1]).abs().min() > 0                  # another one each clip
 
 
+def test_a_state_of_ones_own_is_checked():
+    world = World()
+    world.check(world.reset(500, gen()))
+    good = torch.tensor([[[-0.5, 0, 0, 0], [0, 0.5, 0, 0], [0.84, 0, 0, 0]]])
+    world.check(good)
+    for body, place, says in ((2, [0.85, 0.0], "body 2 lies outside"),
+                              (0, [0.0, -0.93], "body 0 lies outside"),
+                              (1, [0.7, 0.0], "bodies 1 and 2 overlap"),
+                              (0, [math.nan, 0.0], "not finite")):
+        bad = good.clone()
+        bad[0, body, :2] = torch.tensor(place)
+        with pytest.raises(ValueError, match=says):
+            world.check(bad)
+
+
 # Flight
 
 def test_force_acts_as_constant_acceleration():
