@@ -24,7 +24,7 @@ what a long training needs to survive, and a reader can skip it.
 CONTENTS
     1. WORLD - what there is to be predicted
     2. DATA - what the model gets to see
-    3. MODEL - two encoders, two predictors, two small maps
+    3. MODEL - two encoders, two predictors, two small maps, a first guess
     4. LOSS - why the embeddings do not collapse
     5. PLANNER - forces that lead to a goal, found in embedding space
     6. SETTINGS - every number that can be changed, and where it comes from
@@ -188,6 +188,7 @@ class World:
     proportional to mass.
     dt: seconds from frame to frame.  substeps: simulator steps per frame.
     force_limit: the largest force per body and axis.
+    contacts: False lets bodies pass through each other.
 
     A contact is exact, at any speed and under any force, as long as a body has only one in a
     substep. Several are handled one after the other: first pairs, then walls.
@@ -195,12 +196,13 @@ class World:
     """
 
     def __init__(self, masses=(1.0, 2.0, 4.0), radius=0.08, dt=0.04, substeps=4,
-                 force_limit=2.0):
+                 force_limit=2.0, contacts=True):
         self.masses = tuple(masses)
         self.radii = tuple(radius * math.sqrt(mass) for mass in masses)
         self.dt = dt
         self.substeps = substeps
         self.force_limit = force_limit
+        self.contacts = contacts
 
     def reset(self, n, gen, speed=0.3, device="cpu"):
         """-> state (n, bodies, 4): bodies that do not overlap, velocities drawn from N(0, speed^2).
@@ -284,7 +286,8 @@ class World:
             for _ in range(clip_frames):
                 contact = torch.zeros_like(x[0, 0], dtype=torch.bool)
                 for _ in range(self.substeps):
-                    self._collide(x, v, a, dt, contact)
+                    if self.contacts:
+                        self._collide(x, v, a, dt, contact)
                     self._fly(x, v, a, dt)
                 states.append(torch.cat([x, v], 1))                       # (bodies, 4, N)
                 contacts.append(contact)
@@ -422,8 +425,8 @@ def random_symmetry(obs, forces, gen):
     return reflect(obs, flip, swap), reflect(forces, flip, swap)
 
 
-def epoch_batches(obs, forces, batch, gen, symmetries=True):
-    """Yields obs (B, K, T, F) and forces (B, K - 1, A), shuffled by gen.
+def epoch_batches(obs, forces, shares, batch, gen, symmetries=True):
+    """Yields obs (B, K, T, F), forces (B, K - 1, A) and shares (B,), shuffled by gen.
 
     Samples that do not fill a batch are left out: the loss needs the statistics of a full one.
     needs: random_symmetry, reflect
@@ -431,13 +434,13 @@ def epoch_batches(obs, forces, batch, gen, symmetries=True):
     order = torch.randperm(len(obs), generator=gen)
     for i in range(0, len(obs) - batch + 1, batch):
         pick = order[i:i + batch].to(obs.device)
+        some_obs, some_forces = obs[pick], forces[pick]
         if symmetries:
-            yield random_symmetry(obs[pick], forces[pick], gen)
-        else:
-            yield obs[pick], forces[pick]
+            some_obs, some_forces = random_symmetry(some_obs, some_forces, gen)
+        yield some_obs, some_forces, shares[pick]
 
 
-# 3. MODEL - two encoders, two predictors, two small maps
+# 3. MODEL - two encoders, two predictors, two small maps, a first guess
 ###################################################################################################
 # The encoder is a one-dimensional Vision Transformer. A frame is a token, and attention runs over
 # the frames of a clip. The encoder gives two embeddings. As in [1], the shallow one, read after few
@@ -557,19 +560,22 @@ class AdaptiveBlock(nn.Module):
 
 
 class Predictor(nn.Module):
-    """z (N, D), forces (N, actions) -> the embedding that follows (N, D).  needs: AdaptiveBlock
+    """z (N, D), forces (N, clips actions) -> the embedding that follows (N, D).
 
-    P1 takes one force, P2 all forces of a macro-event, side by side.
+    P1 takes one force, P2 all forces of a macro-event, side by side. With clips > 1 each block is
+    modulated by one force only: the first blocks by the first force, the last by the last.
+    needs: AdaptiveBlock
     """
 
-    def __init__(self, latent, actions, width=384, blocks=2):
+    def __init__(self, latent, actions, width=384, blocks=2, clips=1):
         super().__init__()
+        self.clips = clips
         code = width // 4
         self.force = nn.Sequential(nn.Linear(actions, code),
                                    nn.SiLU(),
                                    nn.Linear(code, code),
                                    nn.SiLU())
-        self.enter = nn.Linear(latent + actions, width)
+        self.enter = nn.Linear(latent + clips * actions, width)
         self.leave = nn.Linear(width, latent)
         adaptive = [AdaptiveBlock(width, code) for _ in range(blocks)]
         self.blocks = nn.ModuleList(adaptive)
@@ -582,10 +588,11 @@ class Predictor(nn.Module):
             self.leave.bias.mul_(0.1)
 
     def forward(self, z, forces):
-        code = self.force(forces)
         x = self.enter(torch.cat([z, forces], -1))
-        for block in self.blocks:
-            x = block(x, code)
+        codes = self.force(forces.unflatten(-1, (self.clips, -1)))        # (N, clips, W/4)
+        for i, block in enumerate(self.blocks):
+            turn = i * self.clips // len(self.blocks)
+            x = block(x, codes[:, turn])
         return z + self.leave(self.norm(x))     # from one t1 to the next, most of it stays
 
 
@@ -614,25 +621,66 @@ def small_map(latent):
                          nn.Linear(2 * latent, latent))
 
 
+# Planning asks the inverse question: which forces lead from here to there? A small network learns a
+# first guess from the same sequences. It is LeCun's "mode 1" [3], a reaction without a search, and
+# it is where a search can start.
+
+class FirstGuess(nn.Module):
+    """z1, z2 of now, t1 of the goal (N, D), left (N,) clips to go -> forces (N, clips, A).
+
+    left is a whole number from 1 to `clips`. Forces beyond the first `left` ones mean nothing.
+    into_encoders: whether its gradient goes on into the embeddings.
+    """
+
+    def __init__(self, latent, actions, clips, width=768, into_encoders=True):
+        super().__init__()
+        self.clips = clips
+        self.into_encoders = into_encoders
+        self.mlp = nn.Sequential(nn.Linear(3 * latent + clips, width),
+                                 nn.GELU(),
+                                 nn.Linear(width, width),
+                                 nn.GELU(),
+                                 nn.Linear(width, width),
+                                 nn.GELU(),
+                                 nn.Linear(width, clips * actions))
+
+    def forward(self, z1, z2, t1, left):
+        seen = torch.cat([z1, z2, t1], -1)
+        if not self.into_encoders:
+            seen = seen.detach()
+        when = F.one_hot(left - 1, self.clips).to(seen.dtype)
+        forces = self.mlp(torch.cat([seen, when], -1))
+        return forces.unflatten(-1, (self.clips, -1))
+
+
 class HJEPA(nn.Module):
     """The whole model. features: F, frames: T, actions: A, event_clips: clips of a macro-event.
 
     It has no forward: see `embeddings` (section 4). shared=True uses one encoder for both roles.
-    needs: Encoder, Block, read_out, Predictor, AdaptiveBlock, small_map
+    guess_width=0 leaves the first guess out.
+    needs: Encoder, Block, read_out, Predictor, AdaptiveBlock, small_map, FirstGuess
     """
 
     def __init__(self, *, features=12, frames=5, actions=6, event_clips=5, latent=256,
                  width=96, depth=3, shallow_depth=1, heads=4, mlp_ratio=2,
-                 short_width=384, macro_width=640, predictor_blocks=2, shared=False):
+                 short_width=384, macro_width=640, predictor_blocks=2, macro_blocks=2,
+                 in_turn=False, guess_width=0, guess_gradient=True, shared=False):
         super().__init__()
         shape = (features, frames, latent, width, depth, shallow_depth, heads, mlp_ratio)
-        event = actions * event_clips                                     # numbers in five forces
         self.context = Encoder(*shape)
         self.target = self.context if shared else Encoder(*shape)
         self.short = Predictor(latent, actions, short_width, predictor_blocks)    # P1
-        self.macro = Predictor(latent, event, macro_width, predictor_blocks)      # P2
+        if in_turn:
+            self.macro = Predictor(latent, actions, macro_width, macro_blocks, event_clips)
+        else:
+            self.macro = Predictor(latent, actions * event_clips, macro_width, macro_blocks)  # P2
         self.bridge = small_map(latent)
         self.lift = small_map(latent)
+        if guess_width > 0:
+            self.guess = FirstGuess(latent, actions, event_clips, guess_width, guess_gradient)
+        # How t1 and t2 change from clip to clip: their covariances, for the planner's distance.
+        self.register_buffer("change1", torch.eye(latent))
+        self.register_buffer("change2", torch.eye(latent))
 
     def rollout(self, z1, forces):
         """z1 (N, D), forces (N, K, A) -> p1 (N, K, D): P1 applied K times, to its own output."""
@@ -697,8 +745,9 @@ def vicreg_terms(z, gamma=1.0, eps=1e-4):
 def embeddings(model, obs, forces):
     """obs (B, K, T, F), forces (B, K - 1, A) -> dict of what the loss compares.
 
-    z1, z2 (B, D) of the first clip; t1 (K - 1, B, D) of each later clip, t2 (B, D) of the last;
-    p1 (K - 1, B, D) and p2 (B, D), the predictions of t1 and t2. K - 1 must be model's event_clips.
+    z1, z2 (B, D) of the first clip; t1 (K - 1, B, D) of each later clip, t2 (B, D) of the last and
+    t2_before (B, D) of the last but one (or the last, if there is only one); p1 (K - 1, B, D) and
+    p2 (B, D), the predictions of t1 and t2. K - 1 must be model's event_clips.
     """
     batch, clips = obs.shape[:2]
     z1, z2 = model.context(obs[:, 0])
@@ -706,17 +755,36 @@ def embeddings(model, obs, forces):
     tokens = model.target.tokens(later.flatten(0, 1))                     # clip by clip
     t1 = model.target.shallow(tokens)
     t1 = t1.unflatten(0, (clips - 1, batch))                              # (K - 1, B, D)
-    t2 = model.target.deep(tokens[-batch:])                               # of the last clip
+    last_two = model.target.deep(tokens[-2 * batch:])
+    t2 = last_two[-batch:]
+    t2_before = last_two[:batch]
     p1 = model.rollout(z1, forces).transpose(0, 1)
     p2 = model.jump(z2, forces)
-    return {"z1": z1, "t1": t1, "p1": p1, "z2": z2, "t2": t2, "p2": p2}
+    return {"z1": z1, "t1": t1, "p1": p1, "z2": z2, "t2": t2, "p2": p2, "t2_before": t2_before}
+
+
+def with_gradient(z, share):
+    """z (..., N, D), share (N,) -> the same numbers, whose gradient is scaled, sample by sample."""
+    share = share[:, None]
+    return share * z + (1 - share) * z.detach()
 
 
 def prediction_errors(e):
-    """Embeddings (see `embeddings`) -> dict(pred1, pred2): mean squared errors of P1 and P2."""
-    pred1 = F.mse_loss(e["p1"].float(), e["t1"].float())
-    pred2 = F.mse_loss(e["p2"].float(), e["t2"].float())
-    return {"pred1": pred1, "pred2": pred2}
+    """Embeddings (see `embeddings`) -> dict(pred1, pred2): mean squared errors of P1 and P2.
+
+    e may hold shares (B,): how often a sample like this comes up in ordinary life, over how often
+    it comes up here. Contacts are rare and hard. Shown more often they teach the predictors, but
+    they also press the targets to drop what is hard to foresee, the place of the lightest body
+    above all. Then another clip looks like the goal, and plans miss. So the gradient into the
+    targets is weighted as if contacts came up as often as they do (importance sampling).
+    needs: with_gradient
+    """
+    t1, t2 = e["t1"].float(), e["t2"].float()
+    if "shares" in e:
+        t1 = with_gradient(t1, e["shares"])
+        t2 = with_gradient(t2, e["shares"])
+    return {"pred1": F.mse_loss(e["p1"].float(), t1),
+            "pred2": F.mse_loss(e["p2"].float(), t2)}
 
 
 def map_errors(model, obs, e):
@@ -736,27 +804,57 @@ def map_errors(model, obs, e):
             "lift": F.mse_loss(lifted, z2_last)}
 
 
-def objective(model, obs, forces, weights, *, embed=embeddings,
+def similarity_terms(e):
+    """Embeddings -> dict(sim1, sim2): how far the target embeddings of clips that follow each other
+    are apart, squared, as a mean over dimensions. Small steps make a smooth path to plan along."""
+    step1 = e["t1"][1:].float() - e["t1"][:-1].float()
+    step2 = e["t2"].float() - e["t2_before"].float()
+    sim1 = step1.square().mean() if len(step1) > 0 else step2.new_zeros(())
+    return {"sim1": sim1, "sim2": step2.square().mean()}
+
+
+def guess_error(model, e, forces):
+    """Embeddings, forces (B, K, A) -> dict(guess): mean squared error of the first guess.
+
+    Every other sample has its goal at the last clip, the others at clips 1, 2, ... K in turn.
+    """
+    batch, clips = forces.shape[:2]
+    number = torch.arange(batch, device=forces.device)
+    left = torch.where(number % 2 == 0, clips, number // 2 % clips + 1)
+    goal = e["t1"][left - 1, number]                                      # (B, D)
+    guess = model.guess(e["z1"], e["z2"], goal, left)
+    error = (guess.float() - forces).square().mean(-1)                    # (B, K)
+    counts = torch.arange(clips, device=forces.device) < left[:, None]
+    return {"guess": (error * counts).sum() / counts.sum()}
+
+
+def objective(model, obs, forces, weights, shares=None, *, embed=embeddings,
               predict=prediction_errors, regularise=vicreg_terms, link=map_errors,
-              gather=None):
+              smooth=similarity_terms, guess=guess_error, gather=None):
     r"""obs (B, K, T, F), forces (B, K - 1, A) -> total, terms (dict of scalars).
 
         composite = w_pred [ 1/(K-1) sum_k MSE(p1_k, t1_k) + MSE(p2, t2) ]                [2] eq. 5
                   + sum over z in (z1, t1, z2, t2) of [ w_std std(z) + w_cov cov(z) ]     [2] eq. 6
         total     = composite + w_map [ MSE(bridge(t2), z2') + MSE(lift(t1), z2') ]
+                  + w_sim [ sim1 + sim2 ] + w_guess MSE(guess, forces)
 
-    MSE is the mean over samples and dimensions. In the last line t1, t2 and z2' are of the last
-    clip, and z2' is held fixed. weights: dict(pred, std, cov, map); [2] has 25, 25 and 1 for the
-    first three. To try another loss, replace one of the functions: embed, predict, regularise (its
-    terms need weights of their names) or link. With several processes, gather (..., n, D) ->
+    MSE is the mean over samples and dimensions. In the maps' line t1, t2 and z2' are of the last
+    clip, and z2' is held fixed. weights: dict(pred, std, cov, map, sim, guess); [2] has 25, 25 and
+    1 for the first three. A term without a weight is left out. shares (B,): see prediction_errors.
+    To try another loss, replace one of the functions: embed, predict, regularise (its terms need
+    weights of their names), link, smooth or guess. With several processes, gather (..., n, D) ->
     (..., N, D) brings in the samples of the others.
     DEVIATION: [2] writes a sum over dimensions; its authors' code, like this one, takes the mean.
-    DEVIATION: the abstract of [1] has no maps (w_map = 0). They chain the levels. Their gradient
-    also reaches t1 and t2 of the last clip. It makes them keep what z2' of that clip holds, even
-    what is hard to predict; VICReg alone would let them drop it.
-    needs: embeddings, prediction_errors, vicreg_terms, map_errors
+    DEVIATION: the abstract of [1] has the composite alone. The maps chain the levels. Their
+    gradient also reaches t1 and t2 of the last clip. It makes them keep what z2' of that clip
+    holds, even what is hard to predict; VICReg alone would let them drop it. Temporal similarity
+    makes plans easier to find, and the first guess starts a search.
+    needs: embeddings, prediction_errors, with_gradient, vicreg_terms, map_errors, similarity_terms,
+    guess_error
     """
     e = embed(model, obs, forces)
+    if shares is not None:
+        e["shares"] = shares
     terms = predict(e)
     composite = weights["pred"] * sum(terms.values())
     for name in ("z1", "t1", "z2", "t2"):
@@ -765,11 +863,20 @@ def objective(model, obs, forces, weights, *, embed=embeddings,
             terms[f"{kind}_{name}"] = value
             composite = composite + weights[kind] * value
     terms["composite"] = composite
-    if weights["map"] == 0:
-        return composite, terms
-    maps = link(model, obs, e)
-    terms.update(maps)
-    total = composite + weights["map"] * sum(maps.values())
+
+    total = composite
+    if weights.get("map", 0) > 0:
+        maps = link(model, obs, e)
+        terms.update(maps)
+        total = total + weights["map"] * sum(maps.values())
+    if weights.get("sim", 0) > 0:
+        steps = smooth(e)
+        terms.update(steps)
+        total = total + weights["sim"] * sum(steps.values())
+    if weights.get("guess", 0) > 0:
+        guessed = guess(model, e, forces)
+        terms.update(guessed)
+        total = total + weights["guess"] * guessed["guess"]
     return total, terms
 
 
@@ -844,80 +951,105 @@ def cem(cost, mean, std, gens, *, samples=100, iterations=6, elites=10,
     return better_of(best, best_cost, mean, mean_cost)
 
 
-def latent_cost(predict, start, goal):
+def change_metric(change, ease):
+    r"""change (D, D): covariance of how an embedding changes from clip to clip -> metric (D, D).
+
+    A gap times the metric has the squared length gap' (change + ease c I)^-1 gap, up to a factor; c
+    is the mean eigenvalue of change. What changes fast in ordinary life then counts little, what
+    changes slowly counts much: a linear stand-in for "how many clips away". The larger ease, the
+    closer to the plain distance; 0 stands for the plain distance itself.
+    """
+    if ease == 0:
+        return torch.eye(len(change), device=change.device)
+    values, directions = torch.linalg.eigh(change.float().cpu())          # not on every device
+    values = values.clamp_min(0)
+    scale = (values + ease * values.mean()).rsqrt()
+    scale = scale / scale.square().mean().sqrt()
+    return (directions * scale).to(change.device)
+
+
+def latent_cost(predict, start, goal, metric=None):
     """predict: (N, D), (N, K, A) -> (N, D); start, goal (B, D) -> a cost for `cem`: the squared
-    distance of the predicted embedding from the goal's, as a mean over dimensions."""
+    distance of the predicted embedding from the goal's, as a mean over dimensions.
+
+    metric (D, D) turns and scales their difference first (see `change_metric`).
+    """
     def cost(plans):
         goals, samples = plans.shape[:2]
         starts = start[:, None].expand(-1, samples, -1)                   # (B, S, D)
         reached = predict(starts.flatten(0, 1), plans.flatten(0, 1))      # (B S, D)
         reached = reached.unflatten(0, (goals, samples))                  # (B, S, D)
         gap = reached.float() - goal[:, None].float()
+        if metric is not None:
+            gap = gap @ metric
         return gap.square().mean(-1)
     return cost
 
 
-def short_cost(model, clip, goal):
+def short_cost(model, clip, goal, metric=None):
     """clip, goal (B, T, F) -> a cost for plans of any length: P1 rolled out.  needs: latent_cost"""
     z1, _ = model.context(clip)
     t1, _ = model.target(goal)
 
     def predict(z, plans):
         return model.rollout(z, plans)[:, -1]
-    return latent_cost(predict, z1, t1)
+    return latent_cost(predict, z1, t1, metric)
 
 
-def macro_cost(model, clip, goal):
+def macro_cost(model, clip, goal, metric=None):
     """clip, goal (B, T, F) -> a cost for plans of one macro-event: P2.  needs: latent_cost"""
     _, z2 = model.context(clip)
     _, t2 = model.target(goal)
-    return latent_cost(model.jump, z2, t2)
-
-
-def reflections(x, views):
-    """x (B, ..., 2 m) -> (views B, ..., 2 m): x, then x seen in others of the box's 8 symmetries.
-
-    The second of each pair has the flips and the swap that the first has not.  needs: reflect
-    """
-    symmetries = ["000", "111", "100", "011", "010", "101", "110", "001"]  # flip x, flip y, swap
-    seen = []
-    for symmetry in symmetries[:views]:
-        bits = [bit == "1" for bit in symmetry]
-        bits = torch.tensor(bits, device=x.device).expand(len(x), 3)
-        seen.append(reflect(x, flip=bits[:, :2], swap=bits[:, 2]))
-    return torch.cat(seen)
-
-
-def reflected_cost(make_cost, model, clip, goal, views=2):
-    """make_cost: short_cost or macro_cost; clip, goal (B, T, F) -> its cost for `cem`, averaged
-    over `views` symmetries.
-
-    The physics is the same in each; the model's errors at contacts are not.  needs: reflections,
-    reflect
-    """
-    clips = reflections(clip, views)
-    goals = reflections(goal, views)
-    cost = make_cost(model, clips, goals)
-
-    def averaged(plans):
-        costs = cost(reflections(plans, views))                           # (views B, S)
-        return costs.unflatten(0, (-1, len(clip))).mean(0)
-    return averaged
+    return latent_cost(model.jump, z2, t2, metric)
 
 
 @torch.no_grad()
-def plan_once(world, clip, clips, cost_to_go, gens, init_std=0.6, clip_frames=5,
+def first_guess(model, clip, goal, left, limit=2.0):
+    """clip, goal (B, T, F), clips left until the goal -> forces (B, left, A), without a search.
+
+    The network is asked in each of the box's 8 symmetries, and its answers are averaged. left may
+    not be more than the clips of a macro-event.  needs: reflect
+    """
+    answers = []
+    for number in range(8):
+        bits = torch.tensor([number & 1, number & 2, number & 4], device=clip.device) > 0
+        bits = bits.expand(len(clip), 3)
+        flip, swap = bits[:, :2], bits[:, 2]
+        z1, z2 = model.context(reflect(clip, flip, swap))
+        t1, _ = model.target(reflect(goal, flip, swap))
+        clips_left = torch.full_like(swap, left, dtype=torch.long)
+        forces = model.guess(z1, z2, t1, clips_left)[:, :left]
+        # Back again: what was flipped after the swap is flipped first now.
+        back = torch.where(swap[:, None], flip.flip(-1), flip)
+        answers.append(reflect(forces, back, swap))
+    return torch.stack(answers).mean(0).clamp(-limit, limit)
+
+
+def cheaper_of(cost, plan, other):
+    """Plans (B, K, A) twice -> for each goal the one that costs less.  needs: better_of"""
+    plan_cost = cost(plan[:, None])[:, 0]
+    other_cost = cost(other[:, None])[:, 0]
+    plan, _ = better_of(plan, plan_cost, other, other_cost)
+    return plan
+
+
+@torch.no_grad()
+def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_frames=5,
               **budget):
     """Open loop: plan once, then apply all forces.
 
     clip (B, T, bodies, 4): the clip that is seen now.  clips: how many clips ahead the goal is.
     cost_to_go(clip, clips left) -> the cost that `cem` minimises, for example short_cost on
     world.observe(clip).  gens: one CPU generator per goal.
+    guess(clip, clips left) -> forces (B, left, A) to start the search from, or None; without it the
+    search starts from no force.
     init_std: first deviation, in force limits.  budget: samples, iterations, elites of `cem`.
     -> states (B, clips clip_frames, bodies, 4), forces (B, clips, A).  needs: cem, better_of
     """
     limit = world.force_limit
-    mean = clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
+    mean = guess(clip, clips) if guess is not None else None
+    if mean is None:
+        mean = clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
     std = torch.full_like(mean, init_std * limit)
     cost = cost_to_go(clip, clips)
     forces, _ = cem(cost, mean, std, gens, low=-limit, high=limit, **budget)
@@ -926,20 +1058,24 @@ def plan_once(world, clip, clips, cost_to_go, gens, init_std=0.6, clip_frames=5,
 
 
 @torch.no_grad()
-def replan(world, clip, clips, cost_to_go, gens, init_std=0.6, clip_frames=5,
+def replan(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_frames=5,
            **budget):
     """Closed loop: plan all that is left, apply the first force for one clip, look, plan again.
 
-    Arguments and results as in `plan_once`. Each search starts from the rest of the last plan. The
-    simulator only carries out the force that was chosen: it is not asked what another force would
-    do, nor whether the goal is reached.  needs: cem, better_of
+    Arguments and results as in `plan_once`. Each search starts from the rest of the last plan, or
+    from a new guess if that costs less. The simulator only carries out the force that was chosen:
+    it is not asked what another force would do, nor whether the goal is reached.
+    needs: cem, better_of, cheaper_of
     """
     limit = world.force_limit
     mean = clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
     states, forces = [], []
     for left in range(clips, 0, -1):
-        std = torch.full_like(mean, init_std * limit)
         cost = cost_to_go(clip, left)
+        fresh = guess(clip, left) if guess is not None else None
+        if fresh is not None:
+            mean = cheaper_of(cost, mean, fresh)
+        std = torch.full_like(mean, init_std * limit)
         plan, _ = cem(cost, mean, std, gens, low=-limit, high=limit, **budget)
         force = plan[:, :1]
         clip, _ = world.rollout(clip[:, -1], force, clip_frames)
@@ -976,11 +1112,14 @@ ALLOWED = {
     "clip_frames": (1, 100), "event_clips": (1, 100), "latent": (2, 8192), "width": (4, 8192),
     "depth": (1, 64), "shallow_depth": (1, 64), "heads": (1, 64), "mlp_ratio": (1, 16),
     "short_width": (4, 8192), "macro_width": (4, 8192), "predictor_blocks": (1, 64),
+    "macro_blocks": (1, 64), "guess_width": (0, 8192), "contact_share": (0.0, 0.9),
     "pred_weight": (0.0, 1e6), "std_weight": (0.0, 1e6), "cov_weight": (0.0, 1e6),
-    "map_weight": (0.0, 1e6), "epochs": (1, 10**6), "batch": (2, 10**6), "lr": (1e-9, 10.0),
+    "map_weight": (0.0, 1e6), "sim_weight": (0.0, 1e6), "guess_weight": (0.0, 1e6),
+    "epochs": (1, 10**6), "batch": (2, 10**6), "lr": (1e-9, 10.0),
     "beta2": (0.0, 0.999999), "weight_decay": (0.0, 10.0), "warmup": (0, 10**9),
-    "samples": (3, 10**6), "views": (1, 8), "iterations": (1, 10**4), "elites": (2, 10**6),
-    "init_std": (1e-6, 10.0), "goals": (1, 10**5), "validate_every": (0, 10**6),
+    "samples": (3, 10**6), "iterations": (1, 10**4), "elites": (2, 10**6),
+    "init_std": (1e-6, 10.0), "guess_std": (1e-6, 10.0), "ease1": (0.0, 1e6),
+    "ease2": (0.0, 1e6), "goals": (1, 10**5), "validate_every": (0, 10**6),
     "validate_goals": (1, 10**5), "seed": (0, 999_999), "validation_seed": (1_000_000, 1_999_999),
     "test_seed": (2_000_000, 2_999_999),
 }
@@ -1031,6 +1170,8 @@ class Config:
     sequences: int = opt(49_000, "paper", "training sequences")
     clip_frames: int = opt(5, "design", "frames in a clip; one force acts for as long")
     event_clips: int = opt(5, "paper", "clips in a macro-event: 5 x 5 frames are the paper's 25")
+    contact_share: float = opt(0.0, "tuned", "share of training sequences in which bodies meet; 0: "
+                               "as they come")
     symmetries: bool = opt(True, "design", "train on random flips and axis swaps of the box")
 
     latent: int = opt(256, "paper", "dimensions of each embedding")
@@ -1042,12 +1183,18 @@ class Config:
     shared: bool = opt(False, "paper", "one encoder for context and target instead of two")
     short_width: int = opt(384, "design", "width of the short predictor")
     macro_width: int = opt(640, "tuned", "width of the macro predictor")
-    predictor_blocks: int = opt(2, "design", "residual blocks in each predictor")
+    predictor_blocks: int = opt(2, "design", "residual blocks of the short predictor")
+    macro_blocks: int = opt(2, "design", "residual blocks of the macro predictor")
+    in_turn: bool = opt(False, "tuned", "each block of the macro predictor gets one force, in turn")
+    guess_width: int = opt(0, "tuned", "width of the first guess; 0: none")
+    guess_gradient: bool = opt(True, "tuned", "the first guess also trains the encoders")
 
     pred_weight: float = opt(25.0, "vicreg", "weight of the prediction errors")
     std_weight: float = opt(25.0, "vicreg", "weight of the variance term")
     cov_weight: float = opt(1.0, "vicreg", "weight of the covariance term")
     map_weight: float = opt(5.0, "design", "weight of bridge and lift; 0 is the paper's objective")
+    sim_weight: float = opt(0.0, "tuned", "weight of temporal similarity; 0: none")
+    guess_weight: float = opt(0.0, "tuned", "weight of the first guess; 0: none")
 
     epochs: int = opt(300, "paper", "passes over the sequences")
     batch: int = opt(192, "tuned", "sequences per optimiser step")
@@ -1057,10 +1204,12 @@ class Config:
     warmup: int = opt(200, "design", "steps of linear warm-up, at most a fifth of the run")
 
     samples: int = opt(100, "tuned", "CEM: plans per iteration")
-    views: int = opt(2, "tuned", "CEM: reflections that a cost is averaged over")
     iterations: int = opt(6, "design", "CEM: iterations")
     elites: int = opt(10, "tuned", "CEM: best plans, which the next Gaussian is fitted to")
-    init_std: float = opt(0.6, "design", "CEM: first standard deviation, in force limits")
+    init_std: float = opt(0.6, "design", "CEM: first deviation from no force, in force limits")
+    guess_std: float = opt(0.15, "tuned", "CEM: first deviation from the first guess")
+    ease1: float = opt(0.1, "tuned", "metric of change, short level: see change_metric; 0: plain")
+    ease2: float = opt(0.1, "tuned", "the same, macro level")
     goals: int = opt(200, "design", "test goals that `plan` tries")
 
     validate_every: int = opt(10, "design", "epochs between trials of validation goals; 0: never")
@@ -1087,6 +1236,8 @@ class Config:
             raise ValueError("elites must not be more than samples")
         if self.batch > self.sequences:
             raise ValueError("batch is larger than sequences")
+        if self.guess_weight > 0 and self.guess_width == 0:
+            raise ValueError("guess_weight is above 0 without a first guess: give guess_width, too")
         if self.substeps < self.needed_substeps():
             raise ValueError(f"substeps is {self.substeps}: bodies could fly farther than a radius "
                              f"in one; give {self.needed_substeps()} or more")
@@ -1106,7 +1257,7 @@ class Config:
     def loss_weights(self):
         """The weights that `objective` takes."""
         return {"pred": self.pred_weight, "std": self.std_weight, "cov": self.cov_weight,
-                "map": self.map_weight}
+                "map": self.map_weight, "sim": self.sim_weight, "guess": self.guess_weight}
 
 
 PRESETS = {
@@ -1144,6 +1295,8 @@ def build_model(config):
                      depth=config.depth, shallow_depth=config.shallow_depth, heads=config.heads,
                      mlp_ratio=config.mlp_ratio, short_width=config.short_width,
                      macro_width=config.macro_width, predictor_blocks=config.predictor_blocks,
+                     macro_blocks=config.macro_blocks, in_turn=config.in_turn,
+                     guess_width=config.guess_width, guess_gradient=config.guess_gradient,
                      shared=config.shared)
 
 
@@ -1169,6 +1322,47 @@ def draw_sequences(world, config, n, seed, purpose, device):
                           config.start_speed, device)
 
 
+def draw_training(world, config, device):
+    """-> the training sequences of a run: states, forces as draw_sequences gives them, and shares
+    (n,), see prediction_errors.
+
+    In a share of config.contact_share bodies meet after clip 0; with 0 they are taken as they come.
+    """
+    n = config.sequences
+    drawn = draw_sequences(world, config, n, config.seed, "train", device)
+    states, forces, contacts = drawn
+    if config.contact_share == 0:
+        return states, forces, torch.ones(n, device=device)
+
+    wanted = {True: round(config.contact_share * n)}
+    wanted[False] = n - wanted[True]
+    ordinary = {}
+    kept = {True: [], False: []}
+    missing = dict(wanted)
+    index = 0
+    while sum(missing.values()) > 0:
+        if index == 100:
+            raise Refusal(f"contact_share is {config.contact_share}: such sequences are too rare")
+        if index > 0:
+            drawn = make_sequences(world, n, config.event_clips + 1,
+                                   generator(config.seed, "train", index), config.clip_frames,
+                                   config.start_speed, device)
+        states, forces, contacts = drawn
+        meet = contacts[:, 1:].flatten(1).any(1)
+        for kind in kept:
+            pick = (meet == kind).nonzero()[:, 0]
+            if index == 0:
+                ordinary[kind] = len(pick)
+            pick = pick[:missing[kind]]
+            missing[kind] -= len(pick)
+            kept[kind].append((states[pick], forces[pick]))
+        index += 1
+    parts = kept[True] + kept[False]
+    states, forces = (torch.cat(pieces) for pieces in zip(*parts))
+    shares = [torch.full((wanted[kind],), ordinary[kind] / max(wanted[kind], 1)) for kind in kept]
+    return states, forces, torch.cat(shares).to(device)
+
+
 @torch.no_grad()
 def latents(model, obs, forces, chunk=4096):
     """obs (N, K, T, F), forces (N, K - 1, A) -> dict of embeddings (N, D) on the CPU.
@@ -1187,6 +1381,18 @@ def latents(model, obs, forces, chunk=4096):
     return {name: torch.cat(zs) for name, zs in parts.items()}
 
 
+@torch.no_grad()
+def measure_change(model, obs, chunk=512):
+    """obs (N, K, T, F) -> covariances (D, D) of how t1, and t2, change from clip to clip."""
+    steps1, steps2 = [], []
+    for some in obs.split(chunk):
+        t1, t2 = model.target(some.flatten(0, 1))
+        for z, steps in ((t1, steps1), (t2, steps2)):
+            z = z.unflatten(0, (len(some), -1))                           # (chunk, K, D)
+            steps.append((z[:, 1:] - z[:, :-1]).flatten(0, 1))
+    return torch.cov(torch.cat(steps1).T), torch.cov(torch.cat(steps2).T)
+
+
 def effective_rank(z):
     """z (N, D) -> exp(entropy of the normalised singular values of z), 1 to D: how many dimensions
     are used.
@@ -1198,6 +1404,31 @@ def effective_rank(z):
     singular = torch.linalg.eigvalsh(z.T @ z).clamp_min(0).sqrt()
     p = singular / singular.sum().clamp_min(1e-12) + 1e-12
     return torch.exp(-(p * p.log()).sum()).item()
+
+
+@torch.no_grad()
+def order_of_distances(embed, clips, gen, moves=64, step=0.1):
+    """Is an embedding a good place to plan in? embed: clips (N, T, bodies, 4) -> (N, D).
+
+    Each clip gets `moves` neighbours: all bodies a little elsewhere and a little faster or slower.
+    -> Spearman correlation of how far a neighbour's embedding is with how far its farthest body is,
+    a mean over clips. Low: near in the embedding says little about near in the box, and plans miss
+    although their cost is low (figures/landscapes.py).
+    """
+    start = embed(clips)
+    near, apart = [], []
+    for _ in range(moves):
+        move = step * torch.randn(len(clips), 1, *clips.shape[2:], generator=gen)
+        move = move * torch.rand(len(clips), 1, 1, 1, generator=gen)
+        move = move.to(clips.device)
+        near.append((embed(clips + move) - start).float().norm(dim=-1))
+        apart.append(move[:, 0, :, :2].norm(dim=-1).amax(-1))
+    places = []
+    for distances in (near, apart):
+        order = torch.stack(distances, 1).cpu().argsort(1).argsort(1).float()     # (N, moves)
+        places.append(order - order.mean(1, keepdim=True))
+    correlation = (places[0] * places[1]).sum(1) / places[1].square().sum(1)
+    return correlation.mean().item()
 
 
 def r2(guess, true):
@@ -1254,9 +1485,18 @@ def probe_targets(states, masses):
     return targets
 
 
+def without_contacts(world):
+    """-> the same box with the same walls and forces, whose bodies pass through each other."""
+    return World(world.masses, world.radii[0] / math.sqrt(world.masses[0]), world.dt,
+                 world.substeps, world.force_limit, contacts=False)
+
+
 def make_goals(world, n, clips, gen, clip_frames=5, speed=0.3):
     """n goals, `clips` clips ahead -> dict(clip, goal (n, clip_frames, bodies, 4), forces
-    (n, clips, A), contact (n,)), on the CPU.
+    (n, clips, A), contact, matters (n,)), on the CPU.
+
+    contact: bodies meet under the hidden forces. matters: if they flew through each other, with the
+    same forces, a body would end more than 2 REACHED elsewhere.
 
     A goal is what the same world shows under hidden random forces, so it can be reached. A goal is
     kept only if zero force misses it: the worst body must end more than 2 REACHED away. (By the
@@ -1272,36 +1512,93 @@ def make_goals(world, n, clips, gen, clip_frames=5, speed=0.3):
     if len(pick) < n:
         raise Refusal(f"only {len(pick)} of {len(missed_by)} worlds have a goal that needs force, "
                       f"{n} are wanted: raise --force-limit, or lower --goals or --validate-goals")
-    return {"clip": states[pick, 0], "goal": states[pick, -1], "forces": forces[pick],
-            "contact": contacts[pick, 1:].flatten(1).any(1)}
+    clip, goal, forces = states[pick, 0], states[pick, -1], forces[pick]
+    through, _ = without_contacts(world).rollout(clip[:, -1], forces, clip_frames)
+    elsewhere = distance(through[:, -1], goal[:, -1]).amax(-1)
+    return {"clip": clip, "goal": goal, "forces": forces,
+            "contact": contacts[pick, 1:].flatten(1).any(1), "matters": elsewhere > 2 * REACHED}
 
 
-PLANNERS = ("zero", "random", "macro open loop", "short open loop", "short replanned")
+def simulated_cost(world, clip, goal, clip_frames):
+    """clip, goal (B, T, bodies, 4) -> a cost for `cem`: where the bodies end in `world`.
+
+    With the true world this is the best that a planner can do. Without contacts it is a planner
+    that knows parabolas and walls and has learnt nothing.
+    """
+    def predict(start, plans):
+        states, _ = world.rollout(start.unflatten(-1, (-1, 4)), plans, clip_frames)
+        return states[:, -1, :, :2].flatten(1)
+    return latent_cost(predict, clip[:, -1].flatten(1), goal[:, -1, :, :2].flatten(1))
+
+
+# Each search: its level, how it acts, and whether it is "from guess". The first three are those of
+# [1]: the cross-entropy method from no force, with the plain distance. The others start at the
+# first guess, with a small deviation, and measure distance in the metric of change.
+SEARCHES = {"macro open loop": ("macro", plan_once, False),
+            "short open loop": ("short", plan_once, False),
+            "short replanned": ("short", replan, False),
+            "macro from guess": ("macro", plan_once, True),
+            "short from guess": ("short", plan_once, True),
+            "replanned from guess": ("short", replan, True)}
+PLANNERS = ("zero", "random", "fly and fold", "first guess", *SEARCHES)
+NEED_GUESS = tuple(name for name in PLANNERS if "guess" in name)
+
+
+def planners_of(model):
+    """-> the planners that a model has: those with a first guess need one."""
+    return [name for name in PLANNERS if hasattr(model, "guess") or name not in NEED_GUESS]
 
 
 @torch.no_grad()
-def run_planner(name, model, world, config, clip, goal, gens):
+def run_planner(name, model, world, config, clip, goal, gens, clips=None):
     """clip, goal (B, T, bodies, 4) -> states and forces, as `plan_once` and `replan` return them.
 
-    name: one of PLANNERS. The goal is config.event_clips clips ahead.
+    name: one of PLANNERS.  clips: how many clips ahead the goal is (default: a macro-event).
     """
-    clips, clip_frames = config.event_clips, config.clip_frames
-    if name in ("zero", "random"):
+    clips = config.event_clips if clips is None else clips
+    clip_frames = config.clip_frames
+    observed_goal = world.observe(goal)
+    budget = dict(samples=config.samples, iterations=config.iterations, elites=config.elites)
+
+    def guess(now, left):
+        if left > config.event_clips:
+            return None
+        return first_guess(model, world.observe(now), observed_goal, left, world.force_limit)
+
+    if name in ("zero", "random", "first guess"):
         drawn = [world.random_forces(1, clips, gen, clip.device) for gen in gens]
         forces = torch.cat(drawn)
         if name == "zero":
             forces = torch.zeros_like(forces)
+        if name == "first guess":
+            forces = guess(clip, clips)
         states, _ = world.rollout(clip[:, -1], forces, clip_frames)
         return states, forces
 
-    make_cost = macro_cost if name == "macro open loop" else short_cost
-    observed_goal = world.observe(goal)
+    if name == "fly and fold":
+        # Without contacts flight is exact in one step, so a frame may be as long as a clip.
+        blind = without_contacts(world)
+        blind.dt = clip_frames * world.dt
+        blind.substeps = 1
 
-    def cost_to_go(now, clips_left):
-        return reflected_cost(make_cost, model, world.observe(now), observed_goal, config.views)
-    control = replan if name == "short replanned" else plan_once
-    return control(world, clip, clips, cost_to_go, gens, config.init_std, clip_frames,
-                   samples=config.samples, iterations=config.iterations, elites=config.elites)
+        def cost_to_go(now, left):
+            return simulated_cost(blind, now, goal, 1)
+        return replan(world, clip, clips, cost_to_go, gens, None, config.init_std, clip_frames,
+                      **budget)
+
+    level, control, from_guess = SEARCHES[name]
+    make_cost, change, ease = short_cost, model.change1, config.ease1
+    if level == "macro":
+        make_cost, change, ease = macro_cost, model.change2, config.ease2
+    metric = change_metric(change, ease) if from_guess and ease > 0 else None
+
+    def cost_to_go(now, left):
+        return make_cost(model, world.observe(now), observed_goal, metric)
+    if from_guess:
+        return control(world, clip, clips, cost_to_go, gens, guess, config.guess_std, clip_frames,
+                       **budget)
+    return control(world, clip, clips, cost_to_go, gens, None, config.init_std, clip_frames,
+                   **budget)
 
 
 def try_goals(planner, model, world, config, goals, seed, device):
@@ -1348,10 +1645,10 @@ def validate(model, world, config, device, goals=None, n=2048):
     """What training looks at besides its losses, on validation worlds -> dict
 
     std_min, std_avg: smallest and mean standard deviation over the dimensions of z1, t1, z2, t2.
-    rank: the smallest effective rank of the four. With goals four numbers more, since losses can
-    fall while planning gets worse. decode_p1, decode_p2: R2 of positions decoded from p1 and p2.
-    goals_replanned, goals_macro: shares of goals that "short replanned" and "macro open loop" reach
-    (mean body).
+    rank: the smallest effective rank of the four. order_t1, order_t2: see order_of_distances.
+    With goals four numbers more, since losses can fall while planning gets worse. decode_p1,
+    decode_p2: R2 of positions decoded from p1 and p2. goals_replanned, goals_macro: shares of goals
+    reached (mean body), "from guess" if the model has a first guess.
     """
     seed = config.validation_seed
     states, forces, _ = draw_sequences(world, config, 3 * n, seed, "watch", device)
@@ -1362,6 +1659,9 @@ def validate(model, world, config, device, goals=None, n=2048):
     std = torch.cat([s.std(0) for s in sets])
     row = {"std_min": std.min().item(), "std_avg": std.mean().item(),
            "rank": min(effective_rank(s) for s in sets)}
+    for tap, name in enumerate(("order_t1", "order_t2")):
+        row[name] = order_of_distances(lambda clips: model.target(world.observe(clips))[tap],
+                                       states[-64:, -1], generator(seed, "order"))
     if not goals:
         return row
 
@@ -1372,7 +1672,10 @@ def validate(model, world, config, device, goals=None, n=2048):
         weight, offset = ridge((x_train, y_train), (x_validation, y_validation))
         guess = x_test.double() @ weight + offset
         row["decode_" + name] = r2(guess, y_test.double()).mean().item()
-    for name, planner in (("replanned", "short replanned"), ("macro", "macro open loop")):
+    planners = {"replanned": "short replanned", "macro": "macro open loop"}
+    if hasattr(model, "guess"):
+        planners = {"replanned": "replanned from guess", "macro": "macro from guess"}
+    for name, planner in planners.items():
         errors, *_ = try_goals(planner, model, world, config, goals, seed, device)
         row["goals_" + name] = success(errors)["mean_body"]
     return row
@@ -1403,7 +1706,7 @@ def make_optimizer(model, config, device):
 def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, rank=0, size=1):
     """One pass over the data -> each term's mean, and each term in the first step (two dicts).
 
-    loss(obs, forces) -> total, terms, of the model. data: all obs, all forces. Of each batch,
+    loss(obs, forces, shares) -> total, terms, of the model. data: all of these. Of each batch,
     process `rank` of `size` takes its share. Refusal if a term, or a weight in the end, is not
     finite.
     """
@@ -1412,12 +1715,13 @@ def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, 
     batches = epoch_batches(*data, config.batch, gen, config.symmetries)
     batches = progress(batches, f"epoch {epoch + 1}/{config.epochs}", steps)
     log = []
-    for i, (obs, forces) in enumerate(batches):
+    for i, batch in enumerate(batches):
+        mine = [part.chunk(size)[rank] for part in batch]
         rate = learning_rate(epoch * steps + i, config.epochs * steps, config.lr, config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with autocast(device, precision):
-            total, terms = loss(obs.chunk(size)[rank], forces.chunk(size)[rank])
+            total, terms = loss(*mine)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
@@ -1442,7 +1746,7 @@ def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, 
     return means, first_step
 
 
-FORMAT = 2                                      # of checkpoints: raised when it changes
+FORMAT = 3                                      # of checkpoints: raised when it changes
 
 
 def read_checkpoint(run):
@@ -1547,9 +1851,10 @@ def train(config, run, objective=objective):
             return history
 
         world = build_world(config)
-        states, forces, _ = draw_sequences(world, config, config.sequences, config.seed, "train",
-                                           device)
-        data = world.observe(states), forces
+        states, forces, shares = draw_training(world, config, device)
+        data = world.observe(states), forces, shares
+        states, _, _ = draw_sequences(world, config, 2048, config.seed, "change", device)
+        some_obs = world.observe(states)
         goals = None
         if config.validate_every:
             goals = make_goals(world, config.validate_goals, config.event_clips,
@@ -1565,6 +1870,9 @@ def train(config, run, objective=objective):
             if rank > 0:
                 continue
             last = epoch + 1 == config.epochs
+            change1, change2 = measure_change(model, some_obs)
+            model.change1.copy_(change1)
+            model.change2.copy_(change2)
             due = goals is not None and (last or (epoch + 1) % config.validate_every == 0)
             gauges = validate(model, world, config, device, goals if due else None)
             row = {"epoch": epoch + 1, **means, **gauges, "seconds": time.perf_counter() - start}
@@ -1631,12 +1939,16 @@ def draw_curves(args):
     panels = {
         "composite objective": ["composite"],
         "prediction and maps": ["pred1", "pred2", "bridge", "lift"],
+        "similarity and first guess": ["sim1", "sim2", "guess"],
         "variance": ["std_z1", "std_t1", "std_z2", "std_t2"],
         "covariance": ["cov_z1", "cov_t1", "cov_z2", "cov_t2"],
         "validation worlds": ["goals_replanned", "goals_macro", "decode_p1", "decode_p2",
                               "std_min"],
     }
-    figure, axes = new_figure(1, 5, 20, 4)
+    panels = {title: [name for name in names if any(name in row for row in history)]
+              for title, names in panels.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    figure, axes = new_figure(1, len(panels), 4 * len(panels), 4)
     for ax, (title, names) in zip(axes[0], panels.items()):
         for name, colour in zip(names, COLOURS):
             measured = [row for row in history if name in row]
@@ -1823,7 +2135,7 @@ def save_gif(path, world, states, goal, forces, clip_frames):
         writer.finish()
 
 
-PLAN_FLAGS = ("goals", "samples", "iterations", "elites", "views")       # flags of `plan`
+PLAN_FLAGS = ("goals", "samples", "iterations", "elites", "ease1", "ease2")        # of `plan`
 
 
 def draw_plans(args):
@@ -1837,12 +2149,12 @@ def draw_plans(args):
                        generator(config.test_seed, "tasks"), config.clip_frames, config.start_speed)
     frames = config.event_clips * config.clip_frames
     print(f"{config.goals} test goals, {frames} frames ahead; CEM {config.samples} x "
-          f"{config.iterations} with {config.elites} elites, cost averaged over {config.views} "
-          "reflections of the box")
+          f"{config.iterations} with {config.elites} elites; metric of change with ease "
+          f"{config.ease1:g} and {config.ease2:g}")
 
     rows, episodes = [], {}
     arrays = {"contact": goals["contact"].numpy()}
-    for planner in PLANNERS:
+    for planner in planners_of(model):
         errors, states, forces, seconds = try_goals(planner, model, world, config, goals,
                                                     config.test_seed, args.device)
         row = {"planner": planner, **success(errors), "seconds": seconds,
@@ -1851,7 +2163,7 @@ def draw_plans(args):
         rows.append(row)
         arrays[f"errors/{planner}"] = errors.numpy()
         episodes[planner] = errors, states.numpy(), forces.numpy()
-        print(f"{planner:>16}: mean body within {REACHED} {row['mean_body']:6.1%}, worst body "
+        print(f"{planner:>20}: mean body within {REACHED} {row['mean_body']:6.1%}, worst body "
               f"{row['success']:6.1%}, worst within {STRICT} {row['strict']:6.1%}, error "
               f"{row['error']:.3f}", flush=True)
 
@@ -1862,7 +2174,7 @@ def draw_plans(args):
     figure = picture_of_plans(world, goals, number, rows, episodes)
     summary = {**provenance(args, saved, config.goals), "frames": frames, "precision": "fp32",
                "samples": config.samples, "iterations": config.iterations,
-               "elites": config.elites, "views": config.views,
+               "elites": config.elites, "ease1": config.ease1, "ease2": config.ease2,
                "n_contact": int(goals["contact"].sum()), "episode": number, "rows": rows}
     save_figure(args.out, "plan", figure, summary, arrays)
     goal = goals["goal"][number, -1].numpy()
@@ -2241,8 +2553,8 @@ def gather_samples(z):
 
 
 class Learner(nn.Module):
-    """obs, forces -> total, terms: the objective as a module. DistributedDataParallel averages the
-    gradients of what goes through a module's forward."""
+    """obs, forces, shares -> total, terms: the objective as a module. DistributedDataParallel
+    averages the gradients of what goes through a module's forward."""
 
     def __init__(self, model, objective, weights):
         super().__init__()
@@ -2250,15 +2562,17 @@ class Learner(nn.Module):
         self.objective = objective
         self.weights = weights
 
-    def forward(self, obs, forces):
-        return self.objective(self.model, obs, forces, self.weights, gather=gather_samples)
+    def forward(self, obs, forces, shares):
+        return self.objective(self.model, obs, forces, self.weights, shares, gather=gather_samples)
 
 
 def make_loss(model, objective, weights, device, precision, size):
-    """-> loss(obs, forces) for train_epoch, shared by `size` processes; and the precision of rank
-    0, which all must use."""
+    """-> loss(obs, forces, shares) for train_epoch, shared by `size` processes; and the precision
+    of rank 0, which all must use."""
     if size == 1:
-        return lambda obs, forces: objective(model, obs, forces, weights), precision
+        def loss(obs, forces, shares):
+            return objective(model, obs, forces, weights, shares)
+        return loss, precision
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name):
             raise Refusal(f"{size} processes need {name}: start them with torchrun")
@@ -2266,9 +2580,10 @@ def make_loss(model, objective, weights, device, precision, size):
     torch.distributed.init_process_group()
     box = [precision]
     torch.distributed.broadcast_object_list(box, device=device)
-    # Without their weight, the two maps get no gradient: they must be looked for in each step.
+    # Maps or first guess without a weight get no gradient: they must be looked for in each step.
     learner = nn.parallel.DistributedDataParallel(
-        Learner(model, objective, weights), find_unused_parameters=weights["map"] == 0)
+        Learner(model, objective, weights),
+        find_unused_parameters=0 in (weights["map"], weights["guess"]))
     return learner, box[0]
 
 

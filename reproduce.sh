@@ -123,26 +123,7 @@ measure "$weights" "$out" figures/planning.py --run "$run" --frames $frames "${g
 measure "$weights" "$out" figures/report/diagram.py --run "$run"
 
 if [ "$mode" = paper ]; then
-    measure "$weights" "$out" figures/search.py --run "$run"
-
-    # The macro level trained on, and all of it trained on with more contacts.
-    measure "$weights" "$out" figures/extend.py --run "$run" --to runs/far
-    pack runs/far figures/weights/far.pt
-    far=figures/weights/far.pt
-    measure "$far" "$out" figures/hierarchy.py --run "$far"
-    measure "$weights" "$out" figures/refine.py --run "$run" --to runs/refined
-    pack runs/refined figures/weights/refined.pt
-    refined=figures/weights/refined.pt
-    open_loop=("macro open loop" "short open loop" "short replanned")
-    measure "$weights" "$out/refined/before" figures/planning.py --run "$run" --frames 25 \
-        --only "${open_loop[@]}"
-    measure "$refined" "$out/refined/after" figures/planning.py --run "$refined" --frames 25 \
-        --only "${open_loop[@]}"
-    measure "$weights" "$out/refined/before-500" figures/planning.py --run "$run" --frames 25 \
-        --only "macro open loop" --samples 500
-    measure "$refined" "$out/refined/after-500" figures/planning.py --run "$refined" --frames 25 \
-        --only "macro open loop" --samples 500
-    measure "$refined" "$out/refined/after" figures/surprise.py --run "$refined"
+    measure "$weights" "$out" figures/hierarchy.py --run "$run"
 
     # Three seeds of the short training, the ablations, and timings.
     for seed in 0 1 2; do
@@ -152,7 +133,8 @@ if [ "$mode" = paper ]; then
     quick=runs/quick-0/last.pt
     measure "$quick" "$out/quick" hjepa.py curves --run runs/quick-0
     measure "$quick" "$out/seeds" figures/planning.py --run runs/quick-0 --run runs/quick-1 \
-        --run runs/quick-2 --frames 25 --only oracle "${open_loop[@]}"
+        --run runs/quick-2 --frames 25 --only oracle "macro open loop" "short open loop" \
+        "short replanned"
     measure "$quick" "$out" figures/ablation.py --run runs/quick-0
     install figures/requirements-speed.txt --no-deps || say "what is not installed will be skipped"
     measure "$quick" "$out" figures/speed_time.py --run runs/quick-0 --precision auto \

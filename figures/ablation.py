@@ -59,7 +59,7 @@ def no_macro_level(model, obs, forces):
     """embeddings, but nothing at the macro level carries a gradient. Its terms are in the log, and
     in the composite of the log, but they train nothing."""
     e = hjepa.embeddings(model, obs, forces)
-    for name in ("z2", "t2", "p2"):
+    for name in ("z2", "t2", "p2", "t2_before"):
         e[name] = e[name].detach()
     return e
 
@@ -232,9 +232,6 @@ def draw(rows):
 
 def measure(args, runs):
     """-> Results: a row per variant, the distances from each goal, the figure."""
-    if runs[0].further:
-        raise hjepa.Refusal(f"{args.run[0]} was trained further, by extend.py or refine.py, the "
-                            "variants are not: give the run that it came from")
     config = runs[0].config
     test_goals = goals.goals_of(config, args.goals)
     variants = args.only or [name for name in VARIANTS if name != "full"]

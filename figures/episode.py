@@ -14,7 +14,6 @@ the final distances.
 The picture is a strip of film: bodies filled, goals dashed, arrows the forces of the clip that
 follows. report/ makes the player of its HTML page from both files.
 """
-import dataclasses
 import sys
 
 from lib import cli, goals
@@ -62,10 +61,9 @@ def measure(args, runs):
                             "1000")
     number, drawn = first_contact(config, count, frames)
     states, forces = hjepa.run_planner(
-        PLANNER, run.model, world,
-        dataclasses.replace(config, event_clips=frames // config.clip_frames),
+        PLANNER, run.model, world, config,
         drawn["clip"].to(args.device), drawn["goal"].to(args.device),
-        [hjepa.generator(config.test_seed, PLANNER, number)])
+        [hjepa.generator(config.test_seed, PLANNER, number)], frames // config.clip_frames)
     start = drawn["clip"][0, -1]
     goal = drawn["goal"][0, -1]
     states = states[0].cpu()
@@ -79,7 +77,7 @@ def measure(args, runs):
         "planner": PLANNER, "frames": frames, "clip_frames": config.clip_frames, "number": number,
         "goals": count, "generator": goals.goals_source(config, "test", frames),
         "budget": {key: getattr(config, key)
-                   for key in ("samples", "iterations", "elites", "views")},
+                   for key in ("samples", "iterations", "elites")},
         "world": {key: getattr(config, key)
                   for key in ("masses", "radius", "dt", "substeps", "force_limit")},
         "errors": errors.tolist()}

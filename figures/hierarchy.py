@@ -1,7 +1,6 @@
 """Do two levels plan farther than one, or with less?
 
-    python figures/hierarchy.py --run figures/weights/far.pt       # 25, 50 and 75 frames
-    python figures/hierarchy.py --run figures/weights/hjepa.pt     # before extend.py trained it on
+    python figures/hierarchy.py --run figures/weights/hjepa.pt     # 25, 50 and 75 frames
     python figures/hierarchy.py --run runs/quick --frames 75 --goals 60 --validation
 
 The goals are those of planning.py. Every planner chooses one force per clip, sees the outcome and
@@ -64,7 +63,7 @@ def solve(name, run, world, drawn, pick, setting, meter=None, device="cpu"):
     goal = drawn["goal"][pick].to(device)
     if name == "oracle":
         cost_to_go = levels.oracle_cost(world, goal, config.clip_frames, meter)
-        states, _ = hjepa.replan(world, clip, clips, cost_to_go, gens, config.init_std,
+        states, _ = hjepa.replan(world, clip, clips, cost_to_go, gens, None, config.init_std,
                                  config.clip_frames, **spend)
         return states[:, -config.clip_frames:]
     planners = levels.Levels(run, world, goal, gens, spend)
@@ -205,7 +204,7 @@ def measure(args, runs):
     horizons, settings = check(args, event)
     split = "validation" if args.validation else "test"
     kept = cli.KeptRows(args, {"weights": cli.fingerprint(runs), "n": args.goals,
-                               "views": config.views, "goals_of": split})
+                               "goals_of": split})
     rows, pairs, arrays = [], [], {}
     for frames in horizons:
         drawn = goals.goals_of(config, args.goals, split, frames)
@@ -227,7 +226,7 @@ def measure(args, runs):
                 row["errors"], dtype=np.float32)
         pairs += compare(rows, frames)
     table = [{key: value for key, value in row.items() if key != "errors"} for row in rows]
-    summary = {"views": config.views, "goals_of": split, "settings": settings,
+    summary = {"goals_of": split, "settings": settings,
                "goals_side_by_side": TOGETHER, "rows": table, "pairs": pairs}
     return cli.Results(args.goals, summary, arrays, lambda: draw(rows, horizons, args.goals))
 

@@ -8,11 +8,12 @@ loaded as any checkpoint is, with weights_only=True, and computes in float32 aga
 stays rounded: to go on with the training itself, the run's own directory is needed.
 """
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
 
-from lib import ROOT, cli, training
+from lib import ROOT, cli
 import hjepa
 import torch
 
@@ -41,13 +42,15 @@ def check(run, to):
 
 
 def pack(run, to):
-    """Write the small file."""
+    """Write the small file, whole or not at all."""
     if to is None and run != PAPER:
         raise hjepa.Refusal(f"--to FILE is needed: figures/weights/hjepa.pt is for {PAPER} alone")
     to = to or Path(os.path.relpath(WEIGHTS))
     saved = check(run, to)
+    whole = io.BytesIO()                        # torch.save to a full disk raises no OSError
+    torch.save(packed(saved), whole)
     with hjepa.whole_file(to) as part:
-        training.save(part, packed(saved))
+        part.write_bytes(whole.getbuffer())
         hjepa.load(part)                        # looked at before it takes the old one's place
     print(f"wrote {to}, {to.stat().st_size / 1e6:.1f} MB: seed {saved['config']['seed']}, "
           f"{saved['epoch']} epochs")

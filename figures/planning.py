@@ -80,8 +80,7 @@ def decoded_cost(run, world, goal, decode):
         return hjepa.latent_cost(reached, z1, decode(t1))
 
     def cost_to_go(clip, left):
-        return hjepa.reflected_cost(make_cost, run.model, world.observe(clip), world.observe(goal),
-                                    run.config.views)
+        return make_cost(run.model, world.observe(clip), world.observe(goal))
     return cost_to_go
 
 
@@ -95,8 +94,7 @@ def solve(name, run, world, drawn, pick, decode=None, meter=None, device="cpu"):
     goal = drawn["goal"][aim].to(device)
     if name in ("shuffled goal", "untrained", *hjepa.PLANNERS):
         planner = name if name in hjepa.PLANNERS else "short replanned"
-        config = dataclasses.replace(config, event_clips=clips)
-        states, _ = hjepa.run_planner(planner, run.model, world, config, clip, goal, gens)
+        states, _ = hjepa.run_planner(planner, run.model, world, config, clip, goal, gens, clips)
         return states
     if name == "oracle":
         cost_to_go = levels.oracle_cost(world, goal, config.clip_frames, meter)
@@ -106,7 +104,7 @@ def solve(name, run, world, drawn, pick, decode=None, meter=None, device="cpu"):
         cost_to_go = decoded_cost(run, world, goal, decode)
     elif name == "both levels":
         cost_to_go = levels.mixed_cost(run, world, goal)
-    states, _ = hjepa.replan(world, clip, clips, cost_to_go, gens, config.init_std,
+    states, _ = hjepa.replan(world, clip, clips, cost_to_go, gens, None, config.init_std,
                              config.clip_frames, samples=config.samples,
                              iterations=config.iterations, elites=config.elites)
     return states
@@ -262,7 +260,7 @@ def measure(args, runs):
                   .format(**rows[-1]), flush=True)
         pairs += compare(errors, frames)
         arrays.update(make_arrays(drawn, frames, errors))
-    budget = {key: getattr(config, key) for key in ("samples", "iterations", "elites", "views")}
+    budget = {key: getattr(config, key) for key in ("samples", "iterations", "elites")}
     summary = {"budget": budget, "goals_side_by_side": SIDE_BY_SIDE, "rows": rows, "pairs": pairs,
                "manifest": manifest}
     return cli.Results(args.goals, summary, arrays,

@@ -13,9 +13,8 @@ overhead    share of the time that is not spent in the bare predictor calls
 
 Samples and iterations are the run's, which is not the best way to spend plans. Half as many plans,
 on a tenth of the samples in five times the iterations, once led our planner to a lower cost than
-all of these reached. That gain is the split's, and the others were not given it: figures/search.py.
+all of these reached. That gain is the split's, and the others were not given it.
 """
-import dataclasses
 import functools
 import statistics
 import sys
@@ -156,9 +155,7 @@ def draw(rows):
 @torch.no_grad()
 def measure(args, runs):
     run = cli.one_run(runs)
-    # All calls go to one reflection of the box: the other planners know no others.
-    config = dataclasses.replace(run.config, samples=run.config.samples * run.config.views, views=1)
-    run = run._replace(config=config)
+    config = run.config
     rows = []
     for level in ("macro", "short"):
         probe = next(problems(level, run, 1, "validation", args.device))

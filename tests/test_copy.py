@@ -149,7 +149,8 @@ def use_random_symmetry(m):
 
 def use_epoch_batches(m):
     for symmetries in (True, False):
-        assert len(list(m.epoch_batches(CLIPS, FORCES, 2, gen(), symmetries))) == 2
+        batches = list(m.epoch_batches(CLIPS, FORCES, torch.ones(4), 2, gen(), symmetries))
+        assert len(batches) == 2
 
 
 def use_block(m):
@@ -178,9 +179,15 @@ def use_small_map(m):
     assert m.small_map(8)(torch.randn(4, 8)).shape == (4, 8)
 
 
+def use_firstguess(m):
+    guess = m.FirstGuess(8, 6, 5, width=16)
+    z = torch.randn(4, 8)
+    assert guess(z, z, z, torch.tensor([1, 2, 5, 5])).shape == (4, 5, 6)
+
+
 def use_hjepa(m):
     for shared in (False, True):
-        model = m.HJEPA(**SMALL, shared=shared)
+        model = m.HJEPA(**SMALL, shared=shared, guess_width=16)
         z1, z2 = model.context(CLIPS[:, 0])
         assert model.rollout(z1, FORCES).shape == (4, 5, 8)
         assert model.jump(z2, FORCES).shape == (4, 8)
@@ -203,14 +210,30 @@ def use_prediction_errors(m):
     assert set(m.prediction_errors(e)) == {"pred1", "pred2"}
 
 
+def use_with_gradient(m):
+    assert torch.equal(m.with_gradient(PLANS[:, 0, 0], torch.ones(4)), PLANS[:, 0, 0])
+
+
+def use_similarity_terms(m):
+    e = {"t1": torch.randn(5, 4, 8), "t2": torch.randn(4, 8), "t2_before": torch.randn(4, 8)}
+    assert set(m.similarity_terms(e)) == {"sim1", "sim2"}
+
+
+def use_guess_error(m):
+    model = hjepa.HJEPA(**SMALL, guess_width=16)
+    e = {"z1": torch.randn(4, 8), "z2": torch.randn(4, 8), "t1": torch.randn(5, 4, 8)}
+    assert m.guess_error(model, e, FORCES)["guess"] > 0
+
+
 def use_map_errors(m):
     e = {"t1": torch.randn(5, 4, 8), "t2": torch.randn(4, 8)}
     assert set(m.map_errors(hjepa.HJEPA(**SMALL), CLIPS, e)) == {"bridge", "lift"}
 
 
 def use_objective(m):
-    for weights in (WEIGHTS, {**WEIGHTS, "map": 0.0}):
-        total, terms = m.objective(hjepa.HJEPA(**SMALL), CLIPS, FORCES, weights)
+    for weights in (WEIGHTS, {**WEIGHTS, "map": 0.0, "sim": 5.0, "guess": 5.0}):
+        model = hjepa.HJEPA(**SMALL, guess_width=16)
+        total, terms = m.objective(model, CLIPS, FORCES, weights, torch.ones(4))
         total.backward()
         assert terms["pred1"] > 0
 
@@ -249,16 +272,19 @@ def use_macro_cost(m):
     assert m.macro_cost(hjepa.HJEPA(**SMALL), CLIPS[:, 0], CLIPS[:, 1])(PLANS).shape == (4, 3)
 
 
-def use_reflections(m):
-    assert torch.equal(m.reflections(PLANS, 8)[:4], PLANS)
-    assert m.reflections(PLANS, 3).shape == (12, 3, 5, 6)
+def use_change_metric(m):
+    assert torch.equal(m.change_metric(torch.eye(8), 0), torch.eye(8))
+    assert m.change_metric(torch.eye(8), 0.1).shape == (8, 8)
 
 
-def use_reflected_cost(m):
-    def make_cost(model, clip, goal):
-        return sum_of_squares
-    cost = m.reflected_cost(make_cost, None, CLIPS[:, 0], CLIPS[:, 1])
-    assert cost(PLANS).shape == (4, 3)
+def use_first_guess(m):
+    model = hjepa.HJEPA(**SMALL, guess_width=16)
+    assert m.first_guess(model, CLIPS[:, 0], CLIPS[:, 1], 3).shape == (4, 3, 6)
+
+
+def use_cheaper_of(m):
+    plan = m.cheaper_of(sum_of_squares, PLANS[:, 0], torch.zeros(4, 5, 6))
+    assert not plan.any()
 
 
 def use_loop(plan):

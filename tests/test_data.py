@@ -146,17 +146,19 @@ def test_batches_depend_on_the_generator_alone():
     forces = torch.randn(50, 2, 2, generator=gen())
     kept_obs, kept_forces = obs.clone(), forces.clone()
 
+    shares = torch.arange(50.0)
+
     def draw(seed):
-        return list(epoch_batches(obs, forces, 8, gen(seed)))
+        return list(epoch_batches(obs, forces, shares, 8, gen(seed)))
     first = draw(1)
     torch.manual_seed(99)                                                 # plays no part
     second = draw(1)
     third = draw(2)
     assert len(first) == 6                                                # 50 // 8: full ones only
-    for (a, b), (c, d) in zip(first, second):
-        assert torch.equal(a, c)
-        assert torch.equal(b, d)
-        assert len(a) == 8
+    for batch, same in zip(first, second):
+        for a, b in zip(batch, same):
+            assert torch.equal(a, b)
+            assert len(a) == 8
     assert not torch.equal(first[0][0], third[0][0])
     assert torch.equal(obs, kept_obs)
     assert torch.equal(forces, kept_forces)
@@ -167,9 +169,11 @@ def test_an_epoch_shows_each_sequence_at_most_once_with_its_own_forces(symmetrie
     index = torch.arange(1.0, 51)
     obs = index.view(-1, 1, 1, 1).expand(-1, 3, 2, 4)
     forces = 10 * index.view(-1, 1, 1).expand(-1, 2, 2)
-    batches = list(epoch_batches(obs, forces, 8, gen(3), symmetries))
-    who = torch.cat([o for o, _ in batches])[:, 0, 0, 0]
-    pushed = torch.cat([f for _, f in batches])[:, 0, 0]
+    batches = list(epoch_batches(obs, forces, index, 8, gen(3), symmetries))
+    who = torch.cat([o for o, _, _ in batches])[:, 0, 0, 0]
+    pushed = torch.cat([f for _, f, _ in batches])[:, 0, 0]
+    share = torch.cat([s for _, _, s in batches])
+    assert torch.equal(share, who.abs())
     assert len(who.abs().unique()) == len(who) == 48
     assert torch.equal(pushed, 10 * who)
     assert not torch.equal(who.abs(), who.abs().sort().values)            # in another order
@@ -178,7 +182,7 @@ def test_an_epoch_shows_each_sequence_at_most_once_with_its_own_forces(symmetrie
 
 def test_symmetries_are_drawn_anew_for_each_batch():
     obs = torch.tensor([1.0, 2.0]).expand(64, 1, 1, 2)
-    batches = list(epoch_batches(obs, torch.ones(64, 1, 2), 32, gen()))
+    batches = list(epoch_batches(obs, torch.ones(64, 1, 2), torch.ones(64), 32, gen()))
     assert not torch.equal(batches[0][0], batches[1][0])
 
 

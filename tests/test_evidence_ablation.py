@@ -65,7 +65,7 @@ def test_variants_work_in_several_processes():
 
 
 def test_stopped_targets_get_nothing_from_the_prediction_error():
-    only = {"pred": 25.0, "std": 0.0, "cov": 0.0, "map": 0.0}
+    only = {**dict.fromkeys(WEIGHTS, 0.0), "pred": 25.0}
     parts = {key.split(".")[0] for key in reached("stopped targets", only)}
     assert parts == {"context", "short", "macro"}
     assert "target" in {key.split(".")[0] for key in reached("full", only)}
@@ -75,7 +75,8 @@ def test_stopped_targets_get_nothing_from_the_prediction_error():
 def test_without_the_macro_level_nothing_trains_it():
     macro = ("macro", "bridge", "lift", "context.upper", "context.read_deep", "target.upper",
              "target.read_deep")
-    weights = {**WEIGHTS, "map": ablation.VARIANTS["no macro level"].settings["map_weight"]}
+    weights = {**WEIGHTS, "sim": 1.0,
+               "map": ablation.VARIANTS["no macro level"].settings["map_weight"]}
     found = reached("no macro level", weights)
     assert not any(key.startswith(macro) for key in found)
     everything = reached("full")

@@ -268,7 +268,7 @@ def test_plan_compares_all_that_is_installed_on_both_levels(smoke, tmp_path):
         assert ("ours_lower_by" in row) == (row["planner"] != "ours")
         assert ("temperature" in row) == (row["planner"] == "pytorch-mppi")
     config = hjepa.load(smoke)[1]
-    assert rows[0]["calls"] == config.samples * config.views * config.iterations + 1
+    assert rows[0]["calls"] == config.samples * config.iterations + 1
 
 
 def test_simulator_counts_every_world_once(smoke, tmp_path):

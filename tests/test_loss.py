@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hjepa import HJEPA, embeddings, map_errors, objective, prediction_errors, vicreg_terms
+from hjepa import HJEPA, embeddings, guess_error, map_errors, objective, prediction_errors
+from hjepa import similarity_terms, vicreg_terms
 
 
 def gen(seed=0):
@@ -122,13 +123,15 @@ def literal_embeddings(model, obs, forces):
     z1, z2 = model.context(obs[:, 0])
     t1 = [model.target(obs[:, k])[0] for k in range(1, 6)]
     _, t2 = model.target(obs[:, 5])
+    _, t2_before = model.target(obs[:, 4])
     p1 = []
     z = z1
     for k in range(5):
         z = model.short(z, forces[:, k])
         p1.append(z)
     p2 = model.macro(z2, forces.flatten(1))
-    return {"z1": z1, "t1": torch.stack(t1), "p1": torch.stack(p1), "z2": z2, "t2": t2, "p2": p2}
+    return {"z1": z1, "t1": torch.stack(t1), "p1": torch.stack(p1), "z2": z2, "t2": t2, "p2": p2,
+            "t2_before": t2_before}
 
 
 def test_embeddings_equal_clip_by_clip():
@@ -328,7 +331,7 @@ def test_link_can_be_replaced():
     model, obs, e = asked[0]
     assert isinstance(model, HJEPA)
     assert obs.shape == (12, 6, 5, 12)
-    assert set(e) == {"z1", "t1", "p1", "z2", "t2", "p2"}
+    assert set(e) == {"z1", "t1", "p1", "z2", "t2", "p2", "t2_before"}
     assert terms["bridge"] == 0.25
     assert "lift" not in terms
     assert torch.equal(terms["composite"], old_terms["composite"])
@@ -354,3 +357,80 @@ def test_gather_brings_the_samples_of_all_processes_to_the_statistics_alone():
         expected = vicreg_terms(doubled(e[name]))
         torch.testing.assert_close(terms[f"std_{name}"], expected["std"])
         torch.testing.assert_close(terms[f"cov_{name}"], expected["cov"])
+
+
+# Similarity, first guess, and the shares of samples
+
+def test_similarity_is_the_step_from_each_target_to_the_next():
+    e = {"t1": torch.randn(5, 4, 8, generator=gen(0)), "t2": torch.randn(4, 8, generator=gen(1)),
+         "t2_before": torch.randn(4, 8, generator=gen(2))}
+    got = similarity_terms(e)
+    steps = [(e["t1"][k + 1] - e["t1"][k]).square().mean() for k in range(4)]
+    torch.testing.assert_close(got["sim1"], sum(steps) / 4)
+    torch.testing.assert_close(got["sim2"], (e["t2"] - e["t2_before"]).square().mean())
+    one_clip = similarity_terms({**e, "t1": e["t1"][:1]})
+    assert one_clip["sim1"] == 0
+
+
+def guessing_model(into_encoders=True):
+    torch.manual_seed(0)
+    return HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, guess_width=16,
+                 guess_gradient=into_encoders)
+
+
+def test_the_first_guess_is_judged_on_the_forces_up_to_its_goal():
+    model = guessing_model()
+    obs, forces = batch()
+    e = embeddings(model, obs, forces)
+    squares = []
+    for i in range(len(obs)):
+        left = 5 if i % 2 == 0 else i // 2 % 5 + 1
+        goal = e["t1"][left - 1, i]
+        guess = model.guess(e["z1"][i:i + 1], e["z2"][i:i + 1], goal[None], torch.tensor([left]))
+        for k in range(left):
+            squares.append((guess[0, k] - forces[i, k]).square().mean())
+    got = guess_error(model, e, forces)
+    torch.testing.assert_close(got["guess"], torch.stack(squares).mean())
+
+
+@pytest.mark.parametrize("into_encoders", [True, False])
+def test_the_guess_trains_the_encoders_only_if_it_may(into_encoders):
+    model = guessing_model(into_encoders)
+    obs, forces = batch()
+    e = embeddings(model, obs, forces)
+    guess_error(model, e, forces)["guess"].backward()
+    for encoder in (model.context, model.target):
+        touched = any(p.grad is not None and p.grad.any() for p in encoder.parameters())
+        assert touched == into_encoders
+    assert all(p.grad.any() for p in model.guess.parameters())
+
+
+def test_the_new_terms_enter_the_total_with_their_weights():
+    model = guessing_model()
+    obs, forces = batch()
+    weights = {"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 0.0, "sim": 3.0, "guess": 7.0}
+    total, terms = objective(model, obs, forces, weights)
+    extra = 3 * (terms["sim1"] + terms["sim2"]) + 7 * terms["guess"]
+    torch.testing.assert_close(total, terms["composite"] + extra)
+
+
+def test_shares_weigh_the_gradient_of_targets_and_nothing_else():
+    """The values stay; a sample of share 2 pulls its target twice as hard, the prediction as ever."""
+    shares = torch.tensor([2.0, 0.5, 1.0, 0.0])
+    e = {name: torch.randn(5, 4, 3, generator=gen(i)).requires_grad_()
+         for i, name in enumerate(("p1", "t1"))}
+    e.update({name: torch.randn(4, 3, generator=gen(9 + i)).requires_grad_()
+              for i, name in enumerate(("p2", "t2"))})
+    plain = prediction_errors(e)
+    sum(plain.values()).backward()
+    before = {name: z.grad.clone() for name, z in e.items()}
+    for z in e.values():
+        z.grad = None
+    shared = prediction_errors({**e, "shares": shares})
+    for name in plain:
+        torch.testing.assert_close(shared[name], plain[name])
+    sum(shared.values()).backward()
+    for name in ("p1", "p2"):
+        torch.testing.assert_close(e[name].grad, before[name])
+    for name in ("t1", "t2"):
+        torch.testing.assert_close(e[name].grad, shares[:, None] * before[name])

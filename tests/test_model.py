@@ -149,12 +149,13 @@ def test_other_sizes():
     """Two bodies, three frames, two forces to an event."""
     model = HJEPA(features=8, frames=3, actions=4, event_clips=2, latent=6, width=12, depth=3,
                   shallow_depth=2, heads=3, mlp_ratio=1, short_width=8, macro_width=12,
-                  predictor_blocks=1)
+                  predictor_blocks=1, macro_blocks=3)
     obs = torch.randn(4, 3, 3, 8, generator=gen())
     forces = torch.randn(4, 2, 4, generator=gen())
     assert len(model.context.lower) == 2
     assert len(model.context.upper) == 1
-    assert len(model.short.blocks) == len(model.macro.blocks) == 1
+    assert len(model.short.blocks) == 1
+    assert len(model.macro.blocks) == 3
     assert model.short.enter.out_features == 8
     assert model.macro.enter.out_features == 12
     total, _ = objective(model, obs, forces, WEIGHTS)

@@ -161,7 +161,8 @@ def calling_function():
 
 CPU = torch.device("cpu")
 CONFIG = hjepa.Config(sequences=64, batch=32, latent=8, width=8, heads=2, depth=2, short_width=8,
-                      macro_width=8, samples=6, elites=2, iterations=2, views=2, precision="fp32")
+                      macro_width=8, samples=6, elites=2, iterations=2, guess_width=16,
+                      guess_weight=5.0, sim_weight=5.0, contact_share=0.5, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -178,11 +179,11 @@ def test_training_runs_on_mps(map_weight):
     with Trace() as trace:
         model = hjepa.build_model(CONFIG)
         optimizer = hjepa.make_optimizer(model, CONFIG, torch.device("mps"))
-        states, forces, _ = hjepa.draw_sequences(world, CONFIG, 64, 0, "train", CPU)
+        states, forces, shares = hjepa.draw_training(world, CONFIG, CPU)
 
-        def loss(obs, forces):
-            return hjepa.objective(model, obs, forces, weights)
-        data = world.observe(states), forces
+        def loss(obs, forces, shares):
+            return hjepa.objective(model, obs, forces, weights, shares)
+        data = world.observe(states), forces, shares
         hjepa.train_epoch(loss, model, optimizer, data, CONFIG, 0, CPU, "fp32")
     trace.check({"addmm", "_softmax", "native_layer_norm_backward", "mse_loss_backward",
                  "lerp_.Scalar", "nonzero", "index_put_"})

@@ -2,7 +2,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -89,25 +88,3 @@ def test_the_committed_results_are_of_the_committed_weights(packed):
     for name in ("curves", "diagnose", "probe", "plan", "planning"):
         assert weights_of(name) == Path("figures/weights/hjepa.pt")
         assert result(name)["epochs"] == 300
-
-
-def test_far_has_another_macro_level_and_the_rest_of_hjepa(packed):
-    base, far = packed["hjepa"], packed["far"]
-    assert far["extended"]["steps"] == result("extend")["extended"]["steps"]
-    assert far["config"] == base["config"]
-    for name, weight in base["model"].items():
-        moved = name.startswith(("macro.", "bridge.", "lift."))
-        assert torch.equal(weight, far["model"][name]) != moved, name
-
-
-def test_refined_has_moved_every_weight_of_hjepa(packed):
-    base, new = packed["hjepa"], packed["refined"]
-    assert new["refined"]["steps"] == result("refine")["refined"]["steps"]
-    assert new["config"] == base["config"]
-    last = np.load(RESULTS / "refine.npz")["history/P2"][-1]
-    assert new["refined"]["rows"][-1]["P2"] == pytest.approx(last, rel=1e-4)
-    for name, weight in base["model"].items():
-        assert not torch.equal(weight, new["model"][name]), name
-    for folder, weights in (("before", "hjepa"), ("after", "refined")):
-        for part in (folder, folder + "-500"):
-            assert weights_of(f"refined/{part}/planning") == Path(f"figures/weights/{weights}.pt")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import hjepa
-from hjepa import World, better_of, cem, latent_cost, macro_cost, plan_once, reflected_cost
-from hjepa import reflections, replan, short_cost
+from hjepa import World, better_of, cem, change_metric, cheaper_of, first_guess, latent_cost
+from hjepa import macro_cost, plan_once, reflect, replan, short_cost
 
 
 def gens(*seeds):
@@ -248,97 +248,97 @@ def test_costs_look_at_the_right_embeddings():
     assert short(plans[:, :, :2]).shape == (2, 3)                         # plans of any length
 
 
-# Reflections
+# Metric of change
 
-def test_eight_different_reflections_and_the_first_is_the_scene_itself():
-    x = torch.tensor([[1.0, 2.0, 3.0, 5.0], [7.0, 11.0, 13.0, 17.0]])
-    seen = reflections(x, 8).view(8, 2, 4)
-    assert torch.equal(seen[0], x)
-    assert len({tuple(view.flatten().tolist()) for view in seen}) == 8
-    for view in seen:
-        # Each pair is one of x's pairs, up to signs and order.
-        pairs = view.abs().view(2, 2, 2).sort(-1).values
-        assert torch.equal(pairs, x.view(2, 2, 2))
-    for views in range(1, 9):
-        assert torch.equal(reflections(x, views), seen[:views].flatten(0, 1))
-
-
-def test_views_come_in_pairs_of_opposites():
-    """Two symmetries are opposites if one turns into the other by both flips and a swap."""
-    x = torch.tensor([[1.0, 2.0]])
-    seen = reflections(x, 8)
-    for first, second in seen.view(4, 2, 2):
-        assert torch.equal(second.abs(), first.abs().flip(0))
-        assert torch.equal(reflections(x, 2), torch.tensor([[1.0, 2.0], [-2.0, -1.0]]))
+def test_the_metric_of_change_is_the_inverse_of_change_eased():
+    """gap M M' gap against gap' (C + ease c I)^-1 gap, up to one factor for all gaps."""
+    a = torch.randn(6, 6, generator=gens(0)[0])
+    change = a @ a.T
+    gaps = torch.randn(20, 6, generator=gens(1)[0])
+    for ease in (0.03, 0.3):
+        mean = torch.linalg.eigvalsh(change).mean()
+        eased = change + ease * mean * torch.eye(6)
+        expected = (gaps @ torch.linalg.inv(eased) * gaps).sum(1)
+        got = (gaps @ change_metric(change, ease)).square().sum(1)
+        factor = got / expected
+        torch.testing.assert_close(factor, factor.mean().expand(20), rtol=1e-3, atol=0.0)
 
 
-def test_more_views_than_there_are_never_mix_goals():
-    def make_cost(model, clip, goal):
-        def cost(plans):
-            return plans.flatten(2).square().mean(-1) + clip.square().mean((1, 2))[:, None]
-        return cost
-    clip = torch.arange(2.0)[:, None, None] * torch.ones(2, 5, 12)
-    plans = torch.randn(2, 7, 5, 6, generator=gens(0)[0])
-    many = reflected_cost(make_cost, None, clip, clip, views=16)(plans)
-    eight = reflected_cost(make_cost, None, clip, clip, views=8)(plans)
-    torch.testing.assert_close(many, eight)
-    assert many.shape == (2, 7)
+def test_without_ease_and_with_very_much_the_distance_is_plain():
+    a = torch.randn(6, 6, generator=gens(0)[0])
+    change = a @ a.T
+    gaps = torch.randn(20, 6, generator=gens(1)[0])
+    assert torch.equal(change_metric(change, 0), torch.eye(6))
+    got = (gaps @ change_metric(change, 1e6)).square().sum(1)
+    torch.testing.assert_close(got, gaps.square().sum(1), rtol=1e-4, atol=0.0)
 
 
-@pytest.mark.parametrize("views", [1, 2, 8])
-def test_to_a_cost_that_knows_physics_each_reflection_says_the_same(views):
+def test_a_cost_turns_and_scales_the_gap_before_it_squares_it():
+    metric = torch.diag(torch.tensor([2.0, 0.0]))
+    start, goal = torch.zeros(1, 2), torch.tensor([[1.0, 5.0]])
+
+    def predict(z, plans):
+        return z
+    cost = latent_cost(predict, start, goal, metric)
+    assert cost(torch.zeros(1, 3, 1, 1)).tolist() == [[2.0, 2.0, 2.0]]    # (2^2 + 0) / 2
+
+
+# First guess
+
+def model_that_guesses():
+    torch.manual_seed(0)
+    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, guess_width=16)
+
+
+@pytest.mark.parametrize("left", [1, 3, 5])
+def test_a_scene_in_a_mirror_gets_the_forces_in_the_mirror(left):
+    model = model_that_guesses()
+    clip, goal = torch.randn(2, 4, 5, 12, generator=gens(0)[0])
+    plain = first_guess(model, clip, goal, left)
+    assert plain.shape == (4, left, 6)
+    assert plain.std() > 1e-3
+    for number in range(8):
+        bits = torch.tensor([number & 1, number & 2, number & 4]).expand(4, 3) > 0
+        flip, swap = bits[:, :2], bits[:, 2]
+        turned = first_guess(model, reflect(clip, flip, swap), reflect(goal, flip, swap), left)
+        torch.testing.assert_close(turned, reflect(plain, flip, swap), rtol=1e-4, atol=1e-7)
+
+
+def test_a_first_guess_keeps_to_the_limit():
+    model = model_that_guesses()
+    clip, goal = torch.randn(2, 4, 5, 12, generator=gens(0)[0])
+    free = first_guess(model, clip, goal, 5, limit=100.0)
+    limit = free.abs().max().item() / 2
+    assert torch.equal(first_guess(model, clip, goal, 5, limit), free.clamp(-limit, limit))
+
+
+def test_the_cheaper_of_two_plans_is_taken_goal_by_goal():
+    a = torch.tensor([1.0, 5.0])[:, None, None]
+    b = torch.tensor([2.0, 3.0])[:, None, None]
+
+    def cost(plans):
+        return plans.sum((-1, -2))
+    assert cheaper_of(cost, a, b).flatten().tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("plan", [plan_once, replan])
+def test_a_perfect_guess_is_kept(plan):
     world = World()
     source = gens(0)[0]
-    start = world.reset(2, source)
-    forces = world.random_forces(6, 3, source)
-    clip = world.observe(start)[:, None].expand(-1, 5, -1)
-    plans = forces.unflatten(0, (2, 3))
+    clip = world.reset(2, source)[:, None].expand(-1, 5, -1, -1)
+    wanted = world.random_forces(2, 3, source)
 
-    def simulated(model, clip, goal):
-        scale = world.observe(torch.ones(1, 4))
+    def cost_to_go(now, left):
+        return lambda plans: (plans - wanted[:, None, 3 - left:]).square().sum((-1, -2))
 
-        def cost(plans):
-            now = clip[:, -1].unflatten(-1, (-1, 4)) / scale
-            end, _ = world.rollout(now.repeat_interleave(3, 0), plans.flatten(0, 1))
-            aim = goal[:, -1].unflatten(-1, (-1, 4)).repeat_interleave(3, 0)
-            return (end[:, -1] - aim).square().mean((-1, -2)).unflatten(0, (-1, 3))
-        return cost
-    plain = simulated(None, clip, clip)(plans)
-    seen = reflected_cost(simulated, None, clip, clip, views)(plans)
-    torch.testing.assert_close(seen, plain, rtol=1e-3, atol=1e-4)
-
-
-def test_a_reflected_cost_is_the_mean_over_reflections_of_one_and_the_same_scene():
-    """A model that does not know physics: all eight together say the same, whichever way the scene
-    is turned; one view is the scene as it is."""
-    model = small_model()
-    source = gens(0)[0]
-    clip, goal = torch.randn(2, 2, 5, 12, generator=source)
-    plans = torch.randn(2, 3, 3, 6, generator=source)
-
-    def as_it_is(x):
-        return x
-
-    def flip_x(x):
-        return x * torch.tensor([-1.0, 1.0]).repeat(x.shape[-1] // 2)
-
-    def swap(x):
-        return x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-
-    def flip_and_swap(x):
-        return swap(flip_x(x))
-
-    def opposite(x):
-        return -swap(x)
-
-    def seen(views, turn=as_it_is):
-        cost = reflected_cost(short_cost, model, turn(clip), turn(goal), views)
-        return cost(turn(plans))
-    assert torch.equal(seen(1), short_cost(model, clip, goal)(plans))
-    for turn in (flip_x, swap, flip_and_swap):
-        torch.testing.assert_close(seen(8, turn), seen(8))
-        assert not torch.allclose(seen(1, turn), seen(1), rtol=1e-2)
-    torch.testing.assert_close(seen(2), (seen(1) + seen(1, opposite)) / 2)
+    def guess(now, left):
+        return wanted[:, 3 - left:]
+    _, forces = plan(world, clip, 3, cost_to_go, gens(1, 2), guess, 0.15, samples=10, elites=2,
+                     iterations=2)
+    assert torch.equal(forces, wanted)
+    _, forces = plan(world, clip, 3, cost_to_go, gens(1, 2), None, 0.6, samples=10, elites=2,
+                     iterations=2)
+    assert not torch.allclose(forces, wanted, atol=0.1)
 
 
 # Open and closed loop

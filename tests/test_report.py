@@ -1,8 +1,10 @@
 """figures/lib/resolve.py and figures/report/: paths into the numbers, tables, claims, pages."""
 import ast
+import dataclasses
 import json
 import re
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -19,6 +21,7 @@ sys.path.insert(0, str(REPORT))
 import build                                                              # noqa: E402
 import claims                                                             # noqa: E402
 import diagram                                                            # noqa: E402
+import readme                                                             # noqa: E402
 import tables                                                             # noqa: E402
 from lib.resolve import Missing, ResultFiles, resolve                     # noqa: E402
 
@@ -96,7 +99,7 @@ def test_what_is_not_there_names_its_file(results, tmp_path):
 
 def test_summaries_are_small_and_finite():
     files = list(RESULTS.rglob("*.json"))
-    assert len(files) > 20
+    assert len(files) >= 20
     for path in files:
         text = path.read_text()
         assert len(text) < 30_000, path
@@ -119,11 +122,16 @@ def outcome_rows():
             yield file, row, f"errors/{row['planner']}/{row['frames']}"
     for row in json.loads((RESULTS / "plan.json").read_text())["rows"]:
         yield "plan", row, f"errors/{row['planner']}"
-    for row in json.loads((RESULTS / "search.json").read_text())["rows"]:
-        yield "search", row, f"errors/{row['part']}/{row['planner']}/{tables.setting(row)}"
     for row in json.loads((RESULTS / "hierarchy.json").read_text())["rows"]:
         yield "hierarchy", row, (f"errors/{row['planner']}/{row['frames']}/{row['samples']} x "
                                  f"{row['iterations']}")
+
+
+def reached(errors, name):
+    """Distances (R, n, bodies) -> which goals are reached (R, n)."""
+    if name == "mean_body":
+        return errors.mean(-1) < hjepa.REACHED
+    return errors.max(-1) < (hjepa.STRICT if name == "strict" else hjepa.REACHED)
 
 
 def test_shares_follow_from_the_outcomes_goal_by_goal(results):
@@ -134,10 +142,10 @@ def test_shares_follow_from_the_outcomes_goal_by_goal(results):
         errors = arrays[file][key].astype(float)
         for name in ("mean_body", "success", "strict"):
             if name in row:
-                share = tables.reached(errors, name).mean()
+                share = reached(errors, name).mean()
                 assert row[name] == pytest.approx(share, abs=1e-5), (file, key, name)
                 count += 1
-    assert count > 400
+    assert count > 200
 
 
 def test_the_curves_are_the_whole_history(results):
@@ -190,6 +198,48 @@ def test_a_table_shows_the_numbers_of_its_file(results):
     shares = [float(line.split("|")[4].split("%")[0])
               for line in tables.TABLES["composition"](results).split("\n")[2:]]
     assert len(shares) == 4 and sum(shares) == pytest.approx(100, abs=0.3)
+
+
+NEW_ROWS = ("fly and fold", "first guess", "macro from guess", "short from guess",
+            "replanned from guess", "state network")
+
+
+def test_further_planners_and_a_further_part_of_the_goals_are_shown(results):
+    """Rows that later versions of `plan` and planning.py write, and goals where contact matters."""
+    def more_planners(content):
+        rows = content["rows"]
+        for row in [row for row in rows if row["planner"] == "short replanned"]:
+            rows += [{**row, "planner": name} for name in (*NEW_ROWS, "a planner without a name")]
+
+    def more(content):
+        more_planners(content)
+        for row in content["rows"]:
+            row["matters"] = {"n": 9, **{key: row["contact"][key]
+                                         for key in ("success", "success_ci", "strict")}}
+        content["rows"][0]["matters"] = {"n": 0}
+        content["pairs"] += [{**content["pairs"][0], "a": name} for name in NEW_ROWS]
+    planning, plan = Changed(results, "planning", more), Changed(results, "plan", more_planners)
+    for name, files in (("planning_25", planning), ("planning_far", planning),
+                        ("planning_all", planning), ("goals", plan), ("plan_rows", plan)):
+        text = tables.TABLES[name](files)
+        assert len({line.count("|") for line in text.split("\n")}) == 1
+        for planner in NEW_ROWS:
+            if name != "planning_far" or planner in tables.FAR:
+                assert f"| {tables.NAMES[planner]} |" in text, (name, planner)
+        assert ("contact matters" in text) == (name in ("planning_25", "planning_all"))
+    assert tables.NAMES["first guess"] in tables.TABLES["planning_pairs"](planning)
+    for phrase, holds in claims.REPORT.items():
+        assert holds(planning) and holds(plan), phrase
+
+
+def test_every_setting_is_in_one_of_two_tables(results):
+    """Of a run of this version: a new setting shows up by itself."""
+    def now(content):
+        content["config"] = dataclasses.asdict(hjepa.Config())
+    curves = Changed(results, "curves", now)
+    text = tables.TABLES["paper_settings"](curves) + tables.TABLES["other_settings"](curves)
+    for field in dataclasses.fields(hjepa.Config):
+        assert text.count(f"| `{field.name}` |") == 1, field.name
 
 
 def test_seeds_are_side_by_side(results):
@@ -267,10 +317,9 @@ BEST = "rows[planner=short replanned][frames=25]"
      put("rows[variant=no covariance term]", "replanned mean_body", 0.9)),
     (claims.flat_reaches_most, "hierarchy",
      put("rows[planner=mixed][frames=75][samples=50]", "mean_body", 0.99)),
-    (claims.search_gain_is_strict, "search",
-     put("pairs[planner=short replanned]", "success_ci", [0.01, 0.1])),
-    (claims.refining_helps_one_level, "refine",
-     put("rows[name=P2][worlds=all][when=after]", "error_ci", [0.01, 0.02])),
+    (claims.plans_are_of_two_reflections, "planning", put("budget", "views", 1)),
+    (claims.macro_level_was_trained_on, "hierarchy",
+     lambda content: content.pop("further_steps")),
     (claims.follows_pushes, "response",
      put("counterfactuals[level=short][frames=25][body=0]", "slope", 0.5)),
     (claims.untrained_reads_state_better, "probe",
@@ -299,14 +348,93 @@ def test_a_conclusion_that_is_not_true_is_marked(tmp_path):
 SETTINGS = {"0.1", "0.2", "0.05", "95 %", "50 %"}
 
 
+GIVEN_UP = re.compile(r"^## What was tried and given up\n.*?(?=^## )", re.S | re.M)
+
+
 @pytest.mark.parametrize("name", build.PAGES)
 def test_no_result_is_written_by_hand(name):
-    text = re.sub(r"\{\{.*?\}\}|`[^`]*`|^    .*?$|\]\([^)]*\)|10\.5281/\S+", "", TEXTS[name],
+    text = GIVEN_UP.sub("", TEXTS[name])        # its numbers are those of an earlier commit: below
+    text = re.sub(r"\{\{.*?\}\}|`[^`]*`|^    .*?$|\]\([^)]*\)|10\.5281/\S+", "", text,
                   flags=re.S | re.M)
     found = re.findall(r"\d[\d,]*(?:\.\d+)? ?%|\d+\.\d+", text)
     allowed = SETTINGS | {"1.5"}                # energy injection
     assert [number for number in found if number not in allowed] == []
     assert "0.1" in found
+
+
+class Earlier:
+    """The results of an earlier commit, by address."""
+
+    def __init__(self, commit):
+        self.commit = commit
+
+    def value(self, address):
+        file, path = address.split(" ", 1)
+        place = f"{self.commit}:figures/results/{file}.json"
+        done = subprocess.run(["git", "show", place], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return resolve(json.loads(done.stdout), path)
+
+
+def in_search(planner, key):
+    """Test goals reached with the best setting, and with the run's own."""
+    rows = f"search rows[part=test][planner={planner}]"
+    return [(f"{rows}[samples={samples}].{key}", "percent 1") for samples in (25, 100)]
+
+
+def after_and_before(planner, key, more=""):
+    """Test goals reached after training on new worlds, and before."""
+    return [(f"refined/{when}{more}/planning rows[planner={planner}].{key}", "percent 1")
+            for when in ("after", "before")]
+
+
+def error_falls(name):
+    """An error on validation worlds before training on new worlds, and after."""
+    return [(f"refine rows[name={name}][worlds=all][when={when}].error", "number 4")
+            for when in ("before", "after")]
+
+
+REPLANNED, JUMP = "short replanned", "macro open loop"
+INTERVAL = f"search pairs[planner={REPLANNED}].success_ci"
+CHAINED = "extend rows[name=P2][clips=15]"
+NUMBERS_GIVEN_UP = {                            # as in readme.toml
+    "On validation goals, 19 settings": [("search scores", "count")],
+    "had 25 samples in 24 iterations; the run had 100 in 6": [
+        (f"search {which}.{key}", "number 0") for which in ("best", "own")
+        for key in ("samples", "iterations")],
+    "one macro jump then reached 64.5 % instead of 57.0 %": in_search(JUMP, "success"),
+    "the short level reached 92.0 % instead of 93.5 %": in_search(REPLANNED, "success"),
+    "an interval of -5.0 to +1.5 points": [(f"{INTERVAL}[{end}]", "points 1") for end in (0, 1)],
+    "and 75.0 % instead of 67.0 %": in_search(REPLANNED, "strict"),
+    "took 1.39 times the seconds": [
+        ("search seconds[planner=short open loop].ratio", "number 2")],
+    "for 70 epochs of new worlds; 50 % of them": [
+        ("refine refined.epochs", "number 0"), ("refine refined.contact_share", "percent 0")],
+    "fell from 0.0159 to 0.0112 of the variance": error_falls("P2"),
+    "from 0.0190 to 0.0149": error_falls("P1, rolled out"),
+    "reached 96.5 % of test goals instead of 93.5 %": after_and_before(REPLANNED, "success"),
+    "and 77.0 % instead of 67.0 %": after_and_before(REPLANNED, "strict"),
+    "One macro jump reached 34.5 % instead of 57.0 %": after_and_before(JUMP, "success"),
+    "with 500 samples 58.5 % instead of 70.0 %": [
+        ("refined/after-500/planning budget.samples", "number 0"),
+        *after_and_before(JUMP, "success", "-500")],
+    "for 4,000 steps": [("extend extended.steps", "number 0")],
+    "fell from 0.710 to 0.421 of the variance": [
+        (f"{CHAINED}[when={when}].error", "number 3") for when in ("before", "after")],
+    "was at 0.467": [("extend rows[name=P1][clips=15].error", "number 3")],
+}
+
+
+def test_numbers_of_what_was_given_up_are_those_of_the_commit_that_it_names():
+    section, = GIVEN_UP.findall(TEXTS["report"])
+    assert readme.unlisted(section, NUMBERS_GIVEN_UP, SETTINGS) == []
+    commit = re.search(r"commit `(\w+)`", section)[1]
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no git, or no repository")
+    found = subprocess.run(["git", "cat-file", "-e", commit], cwd=ROOT, capture_output=True)
+    if found.returncode != 0:
+        pytest.skip(f"a clone without {commit}")
+    assert readme.wrong(section, NUMBERS_GIVEN_UP, Earlier(commit), build.formatted) == []
 
 
 def test_the_report_is_short(pages):
@@ -330,7 +458,7 @@ def test_headings_and_figures_are_numbered(pages):
     chapters = [int(number) for number in re.findall(r"^## (\d+)\. ", text, re.M)]
     assert chapters == list(range(1, len(chapters) + 1)) and len(chapters) >= 10
     figures = [int(number) for number in re.findall(r"^\*Figure (\d+): ", text, re.M)]
-    assert figures == list(range(1, len(figures) + 1)) and len(figures) >= 10
+    assert figures == list(range(1, len(figures) + 1)) and len(figures) >= 9
     assert build.numbered("# t\n## a\n### b\n### c\n    ## code\n*Figure: x*\n## d\n### e") == (
         "# t\n## 1. a\n### 1.1 b\n### 1.2 c\n    ## code\n*Figure 1: x*\n## 2. d\n### 2.1 e")
 
@@ -396,9 +524,8 @@ def test_an_empty_folder_gives_a_report_of_commands(tmp_path):
     assert call("--results", tmp_path, "--out", tmp_path / "out").returncode == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| " not in text and text.count("Not measured yet") > 10
-    for file in ("plan", "surprise", "refined/after-500/planning"):
+    for file in ("plan", "surprise", "seeds/planning"):
         assert tables.command(file).startswith("python ")
-    assert "--samples 500" in tables.command("refined/after-500/planning")
 
 
 @pytest.mark.parametrize("name, text", [

@@ -33,9 +33,8 @@ import torch
 
 from lib import stats
 
-# What open_runs gives: the model in eval mode on the device, its Config, the epochs it was trained,
-# and, if extend.py or refine.py has trained it further, what they recorded about it (else None).
-Run = namedtuple("Run", "model config epochs further", defaults=[None])
+# What open_runs gives: the model in eval mode on the device, its Config, the epochs it was trained.
+Run = namedtuple("Run", "model config epochs")
 
 # What `measure` returns. n: how many test worlds, goals or pairs. summary: content of NAME.json.
 # arrays: the content of NAME.npz, a dict of arrays, or None. figure: a function without arguments
@@ -68,16 +67,6 @@ def make_parser(name, doc, trains=False, **numbers):
     return parser
 
 
-def further_steps(run):
-    """-> the steps that extend.py or refine.py have trained the run further, 0 if none."""
-    return run.further["steps"] if run.further else 0
-
-
-def further_part(run):
-    """-> which part of the run they have trained further, in words, "" if none."""
-    return run.further.get("what", "the macro level") if run.further else ""
-
-
 def open_runs(paths, device):
     """Run directories or checkpoint files -> [Run].
 
@@ -87,12 +76,9 @@ def open_runs(paths, device):
     for path in paths:
         saved = hjepa.read_checkpoint(path)
         model, config = hjepa.restore(saved, device)
-        further = saved.get("extended", saved.get("refined"))
-        runs.append(Run(model, config, saved["epoch"], further))
+        runs.append(Run(model, config, saved["epoch"]))
     may_differ = ("seed", "device", "precision", "goals")
-    settings = [{**dataclasses.asdict(run.config), "epochs trained": run.epochs,
-                 "further steps": further_steps(run), "what was trained further": further_part(run)}
-                for run in runs]
+    settings = [{**dataclasses.asdict(run.config), "epochs trained": run.epochs} for run in runs]
     first = settings[0]
     for path, other in zip(paths[1:], settings[1:]):
         differ = [name for name in first if first[name] != other[name] and name not in may_differ]
@@ -163,14 +149,11 @@ def part_file(args):
 
 
 def head(args, runs, n):
-    """-> what every JSON begins with: what was run, where, on which seeds, how much, after what."""
-    further = {}
-    if runs[0].further:
-        further = {"further_steps": further_steps(runs[0]), "further": further_part(runs[0])}
+    """-> what every JSON begins with: what was run, where, on which seeds, how much."""
     return {"command": f"python figures/{args.name}.py " + shlex.join(args.argv),
             "device": hjepa.device_name(args.device), "precision": args.precision,
             "torch": torch.__version__, "seeds": [run.config.seed for run in runs], "n": n,
-            "epochs": runs[0].epochs, "sequences": runs[0].config.sequences, **further,
+            "epochs": runs[0].epochs, "sequences": runs[0].config.sequences,
             "intervals": stats.interval_note(runs)}
 
 

@@ -4,7 +4,7 @@ import torch
 
 # What all costs here have in common: `cost_to_go(clip, left)`, clip (B, T, bodies, 4) and the clips
 # left, as hjepa.replan wants it; `make_cost(model, clip, goal)`, clips observed (B, T, F), as
-# hjepa.reflected_cost wants it.
+# hjepa.short_cost has it.
 
 
 # ---- costs
@@ -43,8 +43,7 @@ def mixed_cost(run, world, goal):
 
     def cost_to_go(clip, left):
         make_cost = hjepa.short_cost if left <= span else chained_cost(left % span, span)
-        return hjepa.reflected_cost(make_cost, run.model, world.observe(clip), world.observe(goal),
-                                    config.views)
+        return make_cost(run.model, world.observe(clip), world.observe(goal))
     return cost_to_go
 
 
@@ -83,15 +82,10 @@ class Levels:
         self.span = run.config.event_clips
         self.goal = world.observe(goal)
 
-    def reflections(self, x):
-        """(B, ..., A or F) -> (views B, ...), as hjepa.reflected_cost sees them."""
-        return hjepa.reflections(x, self.config.views)
-
     def search(self, make_cost, clip, mean, **other):
         """Start mean (B, K, A) -> the best plan (B, K, A). other: what differs from the budget."""
         limit = self.world.force_limit
-        cost = hjepa.reflected_cost(make_cost, self.model, self.world.observe(clip), self.goal,
-                                    self.config.views)
+        cost = make_cost(self.model, self.world.observe(clip), self.goal)
         std = torch.full_like(mean, self.config.init_std * limit)
         plan, _ = hjepa.cem(cost, mean, std, self.gens, low=-limit, high=limit,
                             **{**self.budget, **other})
@@ -141,7 +135,7 @@ class Levels:
     def top_down(self, clip, left, memory):
         """Jumps set a sub-goal, short steps aim at it.
 
-        memory: the forces of both levels' plans (B, left, A), the sub-goal (views B, D).
+        memory: the forces of both levels' plans (B, left, A), the sub-goal (B, D).
         P2 predicts a target z2 and P1 a target z1; they are compared as context z2.
         """
         plan, subgoal = memory or (self.no_force(clip, left), None)
@@ -150,8 +144,8 @@ class Levels:
             return force, (plan, None)
         if left % self.span == 0:
             plan = self.search(chained_cost(0, self.span), clip, plan)
-            _, z2 = self.model.context(self.reflections(self.world.observe(clip)))
-            landed = self.model.jump(z2, self.reflections(plan[:, :self.span]))
+            _, z2 = self.model.context(self.world.observe(clip))
+            landed = self.model.jump(z2, plan[:, :self.span])
             subgoal = self.model.bridge(landed)
 
         def make_cost(model, clip, goal):
@@ -182,7 +176,7 @@ class Levels:
         def jumps_behind(model, clip, goal):
             z1, _ = model.context(clip)
             _, t2 = model.target(goal)
-            reached = model.rollout(z1, self.reflections(near))[:, -1]
+            reached = model.rollout(z1, near)[:, -1]
 
             def predict(z, plans):
                 return chain(model, z, plans, 0, span)
@@ -191,10 +185,9 @@ class Levels:
         def steps_before(model, clip, goal):
             z1, _ = model.context(clip)
             _, t2 = model.target(goal)
-            jumps = self.reflections(far)
 
             def predict(z, plans):
-                fixed = jumps.repeat_interleave(len(plans) // len(jumps), 0)
+                fixed = far.repeat_interleave(len(plans) // len(far), 0)
                 return chain(model, z, torch.cat([plans, fixed], 1), first, span)
             return hjepa.latent_cost(predict, z1, t2)
         share = max(1, self.budget["iterations"] // rounds)

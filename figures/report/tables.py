@@ -6,14 +6,12 @@ contents in that order. Numbers become text in percent, points and number, nowhe
 import contextlib
 import dataclasses
 
-from lib import stats
-from lib.resolve import Missing, resolve
+from lib.resolve import Missing
 
 import hjepa
 
 TABLES = {}                                     # name -> function of ResultFiles, a Markdown table
 QUANTITIES = {}                                 # name -> function of ResultFiles, a number
-SHOWN = 6                                       # settings of the search that the appendix shows
 
 PRECISION = {"fp32": "float32", "bf16": "bf16 matrix products"}           # as a reader sees it
 
@@ -23,9 +21,6 @@ WRITTEN_BY = {                                  # commands that are not `figures
     "probe": "python hjepa.py probe --run RUN",
     "plan": "python hjepa.py plan --run RUN",
     "diagram": "python figures/report/diagram.py --run RUN",
-    "extend": "python figures/extend.py --run RUN --to FAR",
-    "hierarchy": "python figures/hierarchy.py --run FAR",
-    "refine": "python figures/refine.py --run RUN --to REFINED",
     "seeds/planning": "python figures/planning.py --run RUN --run RUN-1 --run RUN-2 --frames 25 "
                       "--out DIR/seeds",
 }
@@ -42,19 +37,22 @@ NAMES = {                                       # planners, as a reader sees the
     "short open loop": "short, open loop",
     "short replanned": "short, replanned every clip",
     "both levels": "both levels, replanned every clip",
+    "fly and fold": "true flight and walls, no contacts (fly and fold)",
+    "first guess": "first guess, no search",
+    "macro from guess": "macro, one jump, from the first guess",
+    "short from guess": "short, open loop, from the first guess",
+    "replanned from guess": "short, replanned, from the first guess",
+    "state network": "network that predicts the state, replanned",
 }
+
+FAR = ("oracle", "simulator + latent cost", "fly and fold", "state network", "model + decoded cost",
+       "short open loop", "short from guess", "short replanned", "replanned from guess",
+       "both levels")                           # rows that may be tried at every horizon
 
 
 def command(file):
     """-> the command that writes FILE.json of a folder of results."""
-    if file in WRITTEN_BY:
-        return WRITTEN_BY[file]
-    if file.startswith("refined/"):
-        kind, study = file.split("/")[1:]
-        run = "REFINED" if kind.startswith("after") else "RUN"
-        more = " --samples 500" if kind.endswith("500") else ""
-        return f"python figures/{study}.py --run {run}{more} --out DIR/refined/{kind}"
-    return f"python figures/{file}.py --run RUN"
+    return WRITTEN_BY.get(file, f"python figures/{file}.py --run RUN")
 
 
 # Numbers as text.
@@ -169,9 +167,21 @@ def value(row, key, digits=3):
     return number(row[key], row[f"{key}_ci"], digits)
 
 
-def setting(row):
-    """A setting of the search in words."""
-    return f"{row['samples']} x {row['iterations']}, {row['elites']} elites"
+def named(planner):
+    """A planner, as a reader sees it."""
+    return NAMES.get(planner, planner)
+
+
+def part_of(row, part, cell):
+    """cell(row of a part of the goals, such as "contact") -> text; "" if it has no such goals."""
+    found = row.get(part, {"n": 0})
+    return cell(found) if found["n"] else ""
+
+
+def parts_of_goals(rows):
+    """Rows of planning.json -> dict of the parts of the goals that they tell -> headings."""
+    parts = {"contact": "contact goals", "no contact": "no contact", "matters": "contact matters"}
+    return {part: title for part, title in parts.items() if any(part in row for row in rows)}
 
 
 # The system and its training.
@@ -277,7 +287,8 @@ def within_worlds(content):
     rows = []
     for row in content["gauges"]:
         rows.append([row["set"], number(row["std_min"]),
-                     f"{row['rank']:.0f} of {row['dimensions']}", percent(row["within_mean"]), percent(row["within_min"])])
+                     f"{row['rank']:.0f} of {row['dimensions']}",
+                     percent(row["within_mean"]), percent(row["within_min"])])
     return grid(["set", "smallest deviation", "effective rank", "variance within a world, mean",
                  "smallest"], rows)
 
@@ -394,10 +405,10 @@ def surprise_by_level(content):
 
 @uses("plan")
 def goals(content):
-    """The five rows of `hjepa.py plan`."""
+    """The rows of `hjepa.py plan`."""
     rows = []
     for row in content["rows"]:
-        rows.append([NAMES[row["planner"]], share(row, "mean_body"), share(row, "success")])
+        rows.append([named(row["planner"]), share(row, "mean_body"), share(row, "success")])
     return grid([f"planner, {content['frames']} frames ahead", "mean body within 0.1",
                  "worst body within 0.1"], rows)
 
@@ -407,7 +418,7 @@ def plan_rows(content):
     """The same with the strict threshold and the error."""
     rows = []
     for row in content["rows"]:
-        rows.append([NAMES[row["planner"]], share(row, "mean_body"), share(row, "success"),
+        rows.append([named(row["planner"]), share(row, "mean_body"), share(row, "success"),
                      percent(row["strict"]), number(row["error"])])
     return grid(["planner", "mean body within 0.1", "worst body within 0.1",
                  "worst body within 0.05", "mean error"], rows)
@@ -416,31 +427,34 @@ def plan_rows(content):
 @uses("planning")
 def planning_25(content):
     """The protocol's rows at 25 frames."""
-    rows = []
-    for row in content["rows"]:
-        if row["frames"] == 25:
-            rows.append([NAMES[row["planner"]], share(row, "success"), percent(row["strict"]),
-                         percent(row["mean_body"]), percent(row["contact"]["success"]),
-                         percent(row["no contact"]["success"])])
+    near = [row for row in content["rows"] if row["frames"] == 25]
+    parts, rows = parts_of_goals(near), []
+    for row in near:
+        cells = [part_of(row, part, lambda found: percent(found["success"])) for part in parts]
+        rows.append([named(row["planner"]), share(row, "success"), percent(row["strict"]),
+                     percent(row["mean_body"]), *cells])
     return grid(["25 frames ahead", "worst body within 0.1", "within 0.05", "mean body within 0.1",
-                 "worst body, contact goals", "no contact"], rows)
+                 *(f"worst body, {title}" for title in parts.values())], rows)
 
 
 @uses("planning")
 def planning_far(content):
     """The worst body at every horizon, for planners that were tried at all of them."""
-    horizons, rows = distinct(content["rows"], "frames"), []
-    for planner in ("oracle", "simulator + latent cost", "model + decoded cost", "short open loop",
-                    "short replanned", "both levels"):
+    later = distinct(content["rows"], "frames")[1:]
+    tried = {(row["planner"], row["frames"]): row for row in content["rows"]}
+    rows = []
+    for planner in FAR:
+        found = [tried[planner, frames] for frames in later if (planner, frames) in tried]
+        if len(found) < len(later):
+            continue
         cells = []
-        for frames in horizons[1:]:
-            row = one(content["rows"], planner=planner, frames=frames)
+        for row in found:
             cells += [percent(row["mean_body"]), share(row, "success")]
-        rows.append([NAMES[planner], *cells])
-    if not horizons[1:]:
-        raise LookupError("only one horizon was measured")
+        rows.append([named(planner), *cells])
+    if not later or not rows:
+        raise LookupError("no planner was tried at several horizons")
     head = []
-    for frames in horizons[1:]:
+    for frames in later:
         head += [f"{frames} frames: mean body", "worst body"]
     return grid(["planner", *head], rows)
 
@@ -448,17 +462,16 @@ def planning_far(content):
 @uses("planning")
 def planning_all(content):
     """Every row of planning.json."""
-    rows = []
+    parts, rows = parts_of_goals(content["rows"]), []
     for row in content["rows"]:
-        rows.append([row["frames"], NAMES[row["planner"]], share(row, "success"),
-                     share(row, "strict"), share(row, "mean_body"), *(
-                         share(row[part], "success") if row[part]["n"] else ""
-                         for part in ("contact", "no contact")),
+        cells = [part_of(row, part, lambda found: share(found, "success")) for part in parts]
+        rows.append([row["frames"], named(row["planner"]), share(row, "success"),
+                     share(row, "strict"), share(row, "mean_body"), *cells,
                      value(row, "skill", 2), f"{row['predictor_calls']:,.0f}",
                      f"{row['seconds']:.2f}"])
     return grid(["frames", "planner", "worst body within 0.1", "within 0.05",
-                 "mean body within 0.1", "contact goals", "no contact", "skill", "predictor calls",
-                 "seconds"], rows)
+                 "mean body within 0.1", *parts.values(), "skill", "predictor calls", "seconds"],
+                rows)
 
 
 @uses("planning")
@@ -466,7 +479,7 @@ def planning_pairs(content):
     """Paired differences between planners."""
     rows = []
     for pair in content["pairs"]:
-        rows.append([pair["frames"], NAMES[pair["a"]], NAMES[pair["b"]],
+        rows.append([pair["frames"], named(pair["a"]), named(pair["b"]),
                      points(pair["success"], pair["success_ci"]),
                      signed(pair["error"], pair["error_ci"])])
     return grid(["frames", "planner", "minus", "worst body within 0.1", "error"], rows)
@@ -479,178 +492,13 @@ def seeds(content):
     for row in content["rows"]:
         for title, key in (("mean body", "mean_body"), ("worst body", "success")):
             if f"{key}_runs" in row:
-                rows.append([NAMES[row["planner"]], title,
+                rows.append([named(row["planner"]), title,
                              *(percent(run) for run in row[f"{key}_runs"]), share(row, key)])
     return grid(["planner", "within 0.1", *(f"seed {seed}" for seed in content["seeds"]), "all"],
                 rows)
 
 
-# What was tried to make plans better.
-
-@uses("search")
-def search_scores(content):
-    """The best settings of the search, at as many plans, on validation goals."""
-    first = [row for row in content["rows"] if row["part"] == "as many plans"]
-    planners, rows = distinct(first, "planner"), []
-    for rank, ranked in enumerate(content["scores"]):
-        if rank >= SHOWN and setting(ranked) != setting(content["own"]):
-            continue
-        cells = []
-        for planner in planners:
-            row = one(first, planner=planner, samples=ranked["samples"],
-                      iterations=ranked["iterations"], elites=ranked["elites"])
-            cells.append(f"{row['error']:.4f}, {percent(row['success'])}")
-        rows.append([setting(ranked), number(ranked["score"]), *cells])
-    return grid(["setting", "score", *(f"{NAMES[name]}: error, worst body within 0.1"
-                                       for name in planners)], rows)
-
-
-@uses("search")
-def search_more(content):
-    """The best setting with more samples, on validation goals."""
-    rows = []
-    for planner in distinct(content["rows"], "planner"):
-        for row in content["rows"]:
-            best = row["part"] == "as many plans" and setting(row) == setting(content["best"])
-            if row["planner"] == planner and (best or row["part"] == "more plans"):
-                plans = row["samples"] * row["iterations"]
-                rows.append([NAMES[planner], setting(row), f"{plans:,}",
-                             share(row, "mean_body"), share(row, "success"), share(row, "strict")])
-    return grid(["planner", "setting", "plans", "mean body within 0.1", "worst body within 0.1",
-                 "within 0.05"], rows)
-
-
-@uses("search")
-def search_test(content):
-    """The settings fixed on validation goals, on test goals."""
-    rows = []
-    for row in content["rows"]:
-        if row["part"] == "test":
-            rows.append([NAMES[row["planner"]], setting(row), percent(row["mean_body"]),
-                         share(row, "success"), share(row, "strict")])
-    return grid(["planner", "samples x iterations", "mean body within 0.1", "worst body within 0.1",
-                 "within 0.05"], rows)
-
-
-@uses("search")
-def search_pairs(content):
-    """Paired differences between settings, on test goals."""
-    rows = []
-    for pair in content["pairs"]:
-        rows.append([NAMES[pair["planner"]], setting(pair["a"]), setting(pair["b"]), *(
-            points(pair[key], pair[f"{key}_ci"]) for key in ("mean_body", "success", "strict")),
-            signed(pair["error"], pair["error_ci"], 4)])
-    return grid(["planner", "setting", "minus", "mean body within 0.1", "worst body within 0.1",
-                 "within 0.05", "error"], rows)
-
-
-@uses("refine")
-def refine_errors(content):
-    """Prediction errors before and after training on new worlds."""
-    rows = []
-    for name in distinct(content["rows"], "name"):
-        for worlds in distinct(content["rows"], "worlds"):
-            cells = [value(one(content["rows"], name=name, worlds=worlds, when=when), "error", 4)
-                     for when in ("before", "after")]
-            rows.append([name, worlds, *cells])
-    return grid(["error on validation worlds", "worlds", "before", "after"], rows)
-
-
-@uses("refine")
-def refine_plans(content):
-    """Validation goals reached before and after training on new worlds."""
-    rows = []
-    for planner in distinct(content["plans"], "planner"):
-        for title, key in (("mean body", "mean_body"), ("worst body", "success")):
-            cells = [share(one(content["plans"], planner=planner, when=when), key)
-                     for when in ("before", "after")]
-            rows.append([NAMES[planner], title, *cells])
-    return grid([f"of {content['goals']} validation goals", "within 0.1", "before", "after"], rows)
-
-
-REFINED = ("refined/before/planning", "refined/after/planning", "refined/before-500/planning",
-           "refined/after-500/planning", "surprise", "refined/after/surprise")
-
-
-@uses(*REFINED)
-def refined(before, after, before_500, after_500, films_before, films_after):
-    """What training on new worlds changes, on test goals and films."""
-    rows = []
-
-    def add(title, path, old, new):
-        rows.append([title, percent(resolve(old, path)), percent(resolve(new, path))])
-
-    def films(title, rule):
-        add(title, f"rows[rule={rule}][level=both].share", films_before, films_after)
-
-    best, jump = "rows[planner=short replanned]", "rows[planner=macro open loop]"
-    add("short, replanned: worst body within 0.1", f"{best}.success", before, after)
-    add("the same, contact goals", f"{best}.contact.success", before, after)
-    add("the same, within 0.05", f"{best}.strict", before, after)
-    add("macro, one jump: worst body within 0.1", f"{jump}.success", before, after)
-    add("the same, 500 samples", f"{jump}.success", before_500, after_500)
-    films("films: bodies pass through each other", "pass-through")
-    films("films: a lawful contact (control; 50 % is ideal)", "lawful contact (control)")
-    return grid(["test goals and films", "before", "after"], rows)
-
-
-def refined_pairs(files):
-    """Goals reached before and after, with the paired difference: from outcomes goal by goal."""
-    rows = []
-    for more in ("", "-500"):
-        names = [f"refined/{when}{more}/planning" for when in ("before", "after")]
-        old, new = [files[name] for name in names]
-        if old["manifest"] != new["manifest"] or old["budget"] != new["budget"]:
-            raise Missing(names[1], "not the goals or the budget of the file before")
-        old_errors, new_errors = [files.arrays(name) for name in names]
-        for row in new["rows"]:
-            if row["planner"] == "zero":
-                continue
-            key = f"errors/{row['planner']}/{row['frames']}"
-            rows += compared(one(old["rows"], planner=row["planner"]), row, old_errors[key],
-                             new_errors[key], new["budget"]["samples"])
-    return grid(["planner", "samples", "goal reached", "before", "after", "difference",
-                 "contact goals: before, after", "no contact"], rows)
-
-
-TABLES["refined_pairs"] = refined_pairs
-refined_pairs.files = REFINED[:4]
-
-
-def compared(old, new, old_errors, new_errors, samples):
-    """Two rows of planning.json, their errors (R, n, bodies) -> a row of the table per measure."""
-    rows = []
-    for title, key in (("mean body within 0.1", "mean_body"), ("worst body within 0.1", "success"),
-                       ("worst body within 0.05", "strict")):
-        gap = stats.paired_interval(reached(new_errors, key), reached(old_errors, key))
-        parts = [f"{percent(old[part][key])}, {percent(new[part][key])}"
-                 for part in ("contact", "no contact")]
-        rows.append([NAMES[new["planner"]], samples, title, share(old, key), share(new, key),
-                     points(*gap), *parts])
-    return rows
-
-
-def reached(errors, key):
-    """Distances (R, n, bodies) -> which goals are reached (R, n)."""
-    if key == "mean_body":
-        return errors.mean(-1) < hjepa.REACHED
-    return errors.max(-1) < (hjepa.STRICT if key == "strict" else hjepa.REACHED)
-
-
-@uses("extend")
-def extend(content):
-    """Errors of chained jumps before and after the macro level was trained on."""
-    event = min(row["clips"] for row in content["rows"] if row["name"] == "P2")
-    last = max(row["clips"] for row in content["rows"])
-    shown = sorted({1, event, event + (event + 1) // 2, 2 * event, last})
-    found = {(row["name"], row["when"], row["clips"]): value(row, "error")
-             for row in content["rows"]}
-    rows = []
-    for name, when in dict.fromkeys((name, when) for name, when, _ in found):
-        rows.append([name, "" if name == "P1" else when,
-                     *(found.get((name, when, clips), "") for clips in shown)])
-    return grid(["predictor", "training on", *(f"{clips} clips" for clips in shown)], rows)
-
+# Two levels, and the parts of a run.
 
 @uses("hierarchy")
 def hierarchy(content):
