@@ -1035,7 +1035,7 @@ def cheaper_of(cost, plan, other):
 
 @torch.no_grad()
 def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_frames=5,
-              **budget):
+              guess_std=0.15, **budget):
     """Open loop: plan once, then apply all forces.
 
     clip (B, T, bodies, 4): the clip that is seen now.  clips: how many clips ahead the goal is.
@@ -1043,14 +1043,17 @@ def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, cl
     world.observe(clip).  gens: one CPU generator per goal.
     guess(clip, clips left) -> forces (B, left, A) to start the search from, or None; without it the
     search starts from no force.
-    init_std: first deviation, in force limits.  budget: samples, iterations, elites of `cem`.
+    init_std: first deviation of a search, guess_std: of one that starts from a guess, both in force
+    limits.  budget: samples, iterations, elites of `cem`.
     -> states (B, clips clip_frames, bodies, 4), forces (B, clips, A).  needs: cem, better_of
     """
     limit = world.force_limit
     mean = guess(clip, clips) if guess is not None else None
+    deviation = guess_std
     if mean is None:
         mean = clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
-    std = torch.full_like(mean, init_std * limit)
+        deviation = init_std
+    std = torch.full_like(mean, deviation * limit)
     cost = cost_to_go(clip, clips)
     forces, _ = cem(cost, mean, std, gens, low=-limit, high=limit, **budget)
     states, _ = world.rollout(clip[:, -1], forces, clip_frames)
@@ -1059,7 +1062,7 @@ def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, cl
 
 @torch.no_grad()
 def replan(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_frames=5,
-           **budget):
+           guess_std=0.15, **budget):
     """Closed loop: plan all that is left, apply the first force for one clip, look, plan again.
 
     Arguments and results as in `plan_once`. Each search starts from the rest of the last plan, or
@@ -1073,9 +1076,11 @@ def replan(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_
     for left in range(clips, 0, -1):
         cost = cost_to_go(clip, left)
         fresh = guess(clip, left) if guess is not None else None
+        deviation = init_std
         if fresh is not None:
             mean = cheaper_of(cost, mean, fresh)
-        std = torch.full_like(mean, init_std * limit)
+            deviation = guess_std
+        std = torch.full_like(mean, deviation * limit)
         plan, _ = cem(cost, mean, std, gens, low=-limit, high=limit, **budget)
         force = plan[:, :1]
         clip, _ = world.rollout(clip[:, -1], force, clip_frames)
@@ -1594,11 +1599,8 @@ def run_planner(name, model, world, config, clip, goal, gens, clips=None):
 
     def cost_to_go(now, left):
         return make_cost(model, world.observe(now), observed_goal, metric)
-    if from_guess:
-        return control(world, clip, clips, cost_to_go, gens, guess, config.guess_std, clip_frames,
-                       **budget)
-    return control(world, clip, clips, cost_to_go, gens, None, config.init_std, clip_frames,
-                   **budget)
+    return control(world, clip, clips, cost_to_go, gens, guess if from_guess else None,
+                   config.init_std, clip_frames, config.guess_std, **budget)
 
 
 def try_goals(planner, model, world, config, goals, seed, device):
@@ -2114,7 +2116,7 @@ def picture_of_plans(world, goals, number, rows, episodes):
         low, high = row["mean_body_ci"]
         share = row["mean_body"]
         whiskers = [[share - low], [high - share]]
-        ax.barh(i, share, color=COLOURS[i], ecolor="0.4", xerr=whiskers)
+        ax.barh(i, share, color=COLOURS[i % len(COLOURS)], ecolor="0.4", xerr=whiskers)
     ax.set_yticks(range(len(rows)), [row["planner"] for row in rows])
     ax.set(title=f"share of {len(goals['goal'])} goals, mean body within {REACHED}", xlim=(0, 1))
     ax.invert_yaxis()
@@ -2239,8 +2241,10 @@ def make_parser():
         if name in ("diagnose", "probe"):
             sub.add_argument("--n", type=int, default=4096, help="test sequences to encode (4096)")
         if name == "plan":
+            kinds = {field.name: field.type for field in dataclasses.fields(Config)}
             for flag in PLAN_FLAGS:
-                sub.add_argument("--" + flag, type=int, help="default: as in the run's settings")
+                sub.add_argument("--" + flag, type=kinds[flag],
+                                 help="default: as in the run's settings")
     return parser
 
 

@@ -70,10 +70,10 @@ def without_velocity(obs):
     return (states * states.new_tensor([1.0, 1.0, 0.0, 0.0])).flatten(-2)
 
 
-def positions_only(model, obs, forces, weights, **functions):
+def positions_only(model, obs, forces, weights, shares=None, **functions):
     """objective, of clips without velocity. (hjepa.train itself still observes it, so the std_min,
     std_avg and rank in the log of this variant are of no use.)"""
-    return hjepa.objective(model, without_velocity(obs), forces, weights, **functions)
+    return hjepa.objective(model, without_velocity(obs), forces, weights, shares, **functions)
 
 
 class PositionsOnly(hjepa.World):

@@ -40,12 +40,13 @@ def training(config, n, device, precision):
 
     def run():
         states, forces, _ = hjepa.draw_sequences(world, config, n, config.seed, "train", device)
-        data = world.observe(states)[:part.sequences], forces[:part.sequences]
+        shares = torch.ones(n, device=device)
+        data = [x[:part.sequences] for x in (world.observe(states), forces, shares)]
         model = hjepa.build_model(part).to(device)
         optimizer = hjepa.make_optimizer(model, part, device)
 
-        def loss(obs, forces):
-            return hjepa.objective(model, obs, forces, part.loss_weights)
+        def loss(obs, forces, shares):
+            return hjepa.objective(model, obs, forces, part.loss_weights, shares)
 
         hjepa.train_epoch(loss, model, optimizer, data, part, 0, device, precision)
     return run

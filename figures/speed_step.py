@@ -55,9 +55,10 @@ def make_step(config, data, device, precision, attention="written out", fused=Tr
     def step():
         nonlocal done
         gen = hjepa.generator(config.seed, "batches", done)
-        obs, forces = next(hjepa.epoch_batches(*data, config.batch, gen, config.symmetries))
+        obs, forces, shares = next(
+            hjepa.epoch_batches(*data, config.batch, gen, config.symmetries))
         with hjepa.autocast(device, precision):
-            total, _ = hjepa.objective(model, obs, forces, config.loss_weights)
+            total, _ = hjepa.objective(model, obs, forces, config.loss_weights, shares)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
@@ -140,7 +141,7 @@ def measure(args, runs):
     world = hjepa.build_world(config)
     states, forces, _ = hjepa.draw_sequences(
         world, config, 4 * config.batch, config.seed, "train", device)
-    data = world.observe(states), forces
+    data = world.observe(states), forces, torch.ones(len(forces), device=device)
 
     shipped = dict(precision=args.precision, attention="written out", fused=True)
     plain = dict(precision="fp32", attention="library", fused=False)

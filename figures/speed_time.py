@@ -29,11 +29,10 @@ def is_reached(model, config, goals, device):
 
 
 def make_data(config, device):
-    """-> obs, forces of the training sequences."""
+    """-> obs, forces, shares of the training sequences."""
     world = hjepa.build_world(config)
-    states, forces, _ = hjepa.draw_sequences(
-        world, config, config.sequences, config.seed, "train", device)
-    return world.observe(states), forces
+    states, forces, shares = hjepa.draw_training(world, config, device)
+    return world.observe(states), forces, shares
 
 
 def train_schedule(config, every_epoch, goals, device, precision):
@@ -41,8 +40,8 @@ def train_schedule(config, every_epoch, goals, device, precision):
     model = hjepa.build_model(config).to(device)
     optimizer = hjepa.make_optimizer(model, config, device)
 
-    def loss(obs, forces):
-        return hjepa.objective(model, obs, forces, config.loss_weights)
+    def loss(obs, forces, shares):
+        return hjepa.objective(model, obs, forces, config.loss_weights, shares)
 
     clock, data = timing.timed(lambda: make_data(config, device), device)
     rows = []

@@ -333,7 +333,7 @@ def test_a_planner_from_the_guess_starts_there_and_measures_change(guessing):
             return make_cost(model, world.observe(now), seen_goal, metric)
         states, forces = hjepa.run_planner(name, model, world, GUESSING, clip, goal,
                                            [gen(1), gen(2), gen(3)])
-        expected = loop(world, clip, 5, cost_to_go, [gen(1), gen(2), gen(3)], guess, 0.15, **budget)
+        expected = loop(world, clip, 5, cost_to_go, [gen(1), gen(2), gen(3)], guess, **budget)
         assert torch.equal(states, expected[0])
         assert torch.equal(forces, expected[1])
     states, forces = hjepa.run_planner("first guess", model, world, GUESSING, clip, goal, gens)

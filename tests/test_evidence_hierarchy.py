@@ -12,7 +12,6 @@ from studies import CPU, quick                                            # noqa
 import hierarchy
 import hjepa
 
-VIEWS = 2
 FLAGS = "--goals", 3, "--frames", 50
 
 
@@ -71,18 +70,18 @@ def test_calls_are_those_of_the_plans_tried(report):
     calls = {(r["frames"], r["planner"], r["samples"]): r["predictor_calls"]
              for r in report[0]["rows"]}
     for s in (4, 8):
-        whole = VIEWS * (2 * s + 1)                                       # 2 iterations
-        half = VIEWS * (s + 1)                                            # 1 iteration
+        whole = 2 * s + 1                                       # 2 iterations
+        half = s + 1                                            # 1 iteration
         for frames, clips in ((25, 15), (50, 55)):
             assert calls[frames, "flat", s] == calls[frames, "flat, held", s] == clips * whole
             assert calls[frames, "oracle", s] == clips * (2 * s + 1)
         assert calls[25, "macro alone", s] == whole
         assert calls[50, "macro alone", s] == 3 * whole
         assert calls[50, "mixed", s] == (2 + 5 + 4 + 3 + 2 + 15) * whole
-        assert calls[50, "top-down", s] == (2 + 5 + 45) * whole + VIEWS
+        assert calls[50, "top-down", s] == (2 + 5 + 45) * whole + 1
         near = (5, 4, 3, 2, 1)                                            # short steps, clips 10..6
         assert calls[50, "joint", s] == 15 * whole + sum(
-            2 * (n * VIEWS + half + (n + 1) * half) for n in near)
+            2 * (n + half + (n + 1) * half) for n in near)
 
 
 @pytest.mark.parametrize("name", hierarchy.PLANNERS)

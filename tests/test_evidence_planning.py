@@ -19,7 +19,7 @@ import planning
 HEAD = {"command", "device", "precision", "torch", "seeds", "n", "epochs", "sequences",
         "intervals"}
 SIMULATED = 12 * 3 + 1                          # samples x iterations, the last mean
-BUDGET = 2 * SIMULATED                          # a predictor sees each plan in two reflections
+BUDGET = SIMULATED                              # a predictor sees each plan once
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_rows_can_be_chosen(smoke, tmp_path):
     content = json.loads((tmp_path / "planning.json").read_text())
     assert [row["planner"] for row in content["rows"]] == ["zero", "random", "macro open loop"]
     assert content["pairs"] == [] and content["budget"]["samples"] == 12
-    assert content["rows"][-1]["predictor_calls"] == 2 * (12 * 3 + 1)     # two views, the last mean
+    assert content["rows"][-1]["predictor_calls"] == 12 * 3 + 1           # with the last mean
     for frames, name in ((25, "both levels"), (50, "macro open loop")):
         done = here("figures/planning.py", *flags, "--frames", frames, "--only", name)
         assert done.returncode == 2 and "not tried" in done.stderr

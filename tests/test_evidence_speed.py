@@ -166,8 +166,8 @@ def test_the_step_written_plainly_takes_the_same_step():
     config = hjepa.Config(sequences=64, batch=32, latent=16, width=16, short_width=16,
                           macro_width=16, warmup=0)
     world = hjepa.build_world(config)
-    states, forces, _ = hjepa.draw_sequences(world, config, 64, 0, "train", CPU)
-    data = world.observe(states), forces
+    states, forces, shares = hjepa.draw_training(world, config, CPU)
+    data = world.observe(states), forces, shares
     shipped = speed_step.make_step(config, data, CPU, "fp32")
     plain = speed_step.make_step(config, data, CPU, "fp32", attention="library", fused=False)
     losses = [(shipped().item(), plain().item()) for _ in range(3)]

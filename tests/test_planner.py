@@ -333,10 +333,10 @@ def test_a_perfect_guess_is_kept(plan):
 
     def guess(now, left):
         return wanted[:, 3 - left:]
-    _, forces = plan(world, clip, 3, cost_to_go, gens(1, 2), guess, 0.15, samples=10, elites=2,
+    _, forces = plan(world, clip, 3, cost_to_go, gens(1, 2), guess, samples=10, elites=2,
                      iterations=2)
     assert torch.equal(forces, wanted)
-    _, forces = plan(world, clip, 3, cost_to_go, gens(1, 2), None, 0.6, samples=10, elites=2,
+    _, forces = plan(world, clip, 3, cost_to_go, gens(1, 2), samples=10, elites=2,
                      iterations=2)
     assert not torch.allclose(forces, wanted, atol=0.1)
 
@@ -496,3 +496,28 @@ def test_planning_keeps_no_gradient(goals, plan):
     assert not any(grad_enabled)
     assert not states.requires_grad
     assert not forces.requires_grad
+
+
+@pytest.mark.parametrize("plan", [plan_once, replan])
+def test_a_search_from_a_guess_stays_closer_than_one_from_no_force(plan):
+    """guess_std is its first deviation; where the guess says None, init_std is."""
+    world = World()
+    clip = world.reset(1, gens(0)[0])[:, None].expand(-1, 5, -1, -1)
+
+    def spread(guess):
+        widest = []
+
+        def cost_to_go(now, left):
+            def cost(plans):
+                widest.append(plans.std().item())
+                return plans[..., 0, 0] * 0
+            return cost
+        plan(world, clip, 1, cost_to_go, gens(1), guess, 0.6, 5, 0.05, samples=50, elites=2,
+             iterations=1)
+        return max(value for value in widest if not math.isnan(value))
+
+    def no_force(now, left):
+        return torch.zeros(1, left, 6)
+    assert spread(no_force) < 0.2
+    assert spread(lambda now, left: None) > 0.8
+    assert spread(None) > 0.8

@@ -54,13 +54,14 @@ def test_another_objective_is_what_is_trained(whole, tmp_path):
     """What the studies rely on: the function that `train` is given, with the run's own weights."""
     given = []
 
-    def half(model, obs, forces, weights, **more):
+    def half(model, obs, forces, weights, shares, **more):
         given.append(weights)
-        total, terms = hjepa.objective(model, obs, forces, weights, **more)
+        total, terms = hjepa.objective(model, obs, forces, weights, shares, **more)
         return total / 2, terms
     config = tiny(pred_weight=3.0, map_weight=2.0)
     hjepa.train(config, tmp_path, objective=half)
-    assert given[0] == {"pred": 3.0, "std": 25.0, "cov": 1.0, "map": 2.0} == config.loss_weights
+    assert given[0] == config.loss_weights == {
+        "pred": 3.0, "std": 25.0, "cov": 1.0, "map": 2.0, "sim": 0.0, "guess": 0.0}
     assert not same(saved(whole)["optimizer"], saved(tmp_path)["optimizer"])
 
 
