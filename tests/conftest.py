@@ -1,4 +1,4 @@
-"""What all tests share: paths, one thread, small runs, and programs called without a new process."""
+"""What all tests share: paths, one thread, small runs, programs called without a new process."""
 import contextlib
 import dataclasses
 import functools
@@ -59,7 +59,8 @@ def flags(config):
 # Programs, called in this process: one of its own costs two seconds of imports.
 
 def quietly(do):
-    """-> SimpleNamespace(returncode, stdout, stderr) of do(), which returns or exits with a code."""
+    """-> SimpleNamespace(returncode, stdout, stderr) of do(), which returns a code or exits with
+    one."""
     out = io.StringIO()
     err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

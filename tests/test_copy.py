@@ -207,11 +207,16 @@ def use_embeddings(m):
 
 def use_prediction_errors(m):
     e = {name: torch.randn(4, 8) for name in ("p1", "t1", "p2", "t2")}
-    assert set(m.prediction_errors(e)) == {"pred1", "pred2"}
+    for more in ({}, {"shares": torch.ones(4)}):
+        assert set(m.prediction_errors({**e, **more})) == {"pred1", "pred2"}
 
 
 def use_with_gradient(m):
-    assert torch.equal(m.with_gradient(PLANS[:, 0, 0], torch.ones(4)), PLANS[:, 0, 0])
+    z = torch.ones(5, 2, 3, requires_grad=True)
+    same = m.with_gradient(z, torch.tensor([0.5, 2.0]))
+    assert torch.equal(same, z)
+    same.sum().backward()
+    assert z.grad[0, :, 0].tolist() == [0.5, 2.0]
 
 
 def use_similarity_terms(m):
@@ -260,8 +265,9 @@ def use_cem(m):
 def use_latent_cost(m):
     def predict(z, plans):
         return z + plans.sum(1)
-    cost = m.latent_cost(predict, torch.zeros(4, 6), torch.ones(4, 6))
-    assert cost(PLANS).shape == (4, 3)
+    for metric in (None, torch.eye(6)):
+        cost = m.latent_cost(predict, torch.zeros(4, 6), torch.ones(4, 6), metric)
+        assert cost(PLANS).shape == (4, 3)
 
 
 def use_short_cost(m):
@@ -293,10 +299,14 @@ def use_loop(plan):
 
     def cost_to_go(now, left):
         return sum_of_squares
-    states, forces = plan(world, clip, 2, cost_to_go, [gen(), gen(1)], samples=4, iterations=1,
-                          elites=2)
-    assert states.shape == (2, 10, 3, 4)
-    assert forces.shape == (2, 2, 6)
+
+    def guess(now, left):
+        return torch.ones(2, left, 6)
+    for start in (None, guess):
+        states, forces = plan(world, clip, 2, cost_to_go, [gen(), gen(1)], start, samples=4,
+                              iterations=1, elites=2)
+        assert states.shape == (2, 10, 3, 4)
+        assert forces.shape == (2, 2, 6)
 
 
 def use_plan_once(m):
@@ -338,7 +348,9 @@ def test_every_recipe_has_its_part():
 
 @pytest.mark.parametrize("name, without", [("objective", "vicreg_terms"), ("Encoder", "Block"),
                                            ("HJEPA", "Predictor"), ("short_cost", "latent_cost"),
-                                           ("replan", "better_of"), ("epoch_batches", "reflect")])
+                                           ("replan", "better_of"), ("epoch_batches", "reflect"),
+                                           ("HJEPA", "FirstGuess"), ("objective", "guess_error"),
+                                           ("first_guess", "reflect"), ("cheaper_of", "better_of")])
 def test_a_part_that_is_left_out_is_noticed(name, without, tmp_path):
     """The guard itself: take one needed part away and both checks fail."""
     names = [part for part in (*named(name), name) if part != without]

@@ -291,10 +291,34 @@ def test_validate_measures_what_it_says(tiny):
                                      device)
         assert row["goals_" + name] == (errors.mean(-1) < 0.1).float().mean().item()
 
+    for tap, name in enumerate(("order_t1", "order_t2")):
+        def embed(clips, tap=tap):
+            return model.target(world.observe(clips))[tap]
+        order = hjepa.order_of_distances(embed, states[-64:, -1],
+                                         hjepa.generator(TINY.validation_seed, "order"))
+        assert row[name] == pytest.approx(order, rel=1e-4)
+
     without = hjepa.validate(model, world, TINY, device, None, n)
     assert list(without) == ["std_min", "std_avg", "rank", "order_t1", "order_t2"]
     for name, value in without.items():
         assert value == pytest.approx(row[name], rel=1e-4)
+
+
+def test_validate_tries_the_planners_that_start_from_the_guess_if_there_is_one(monkeypatch):
+    tried = []
+
+    def try_goals(planner, *rest):
+        tried.append(planner)
+        return torch.zeros(2, 3), None, None, None
+    monkeypatch.setattr(hjepa, "try_goals", try_goals)
+    goals = {"clip": None}                      # looked at by try_goals alone
+    for config, planners in ((TINY, ["short replanned", "macro open loop"]),
+                             (GUESSING, ["replanned from guess", "macro from guess"])):
+        model = hjepa.build_model(config)
+        row = hjepa.validate(model, World(), config, torch.device("cpu"), goals, 40)
+        assert tried == planners
+        assert row["goals_replanned"] == row["goals_macro"] == 1
+        tried.clear()
 
 
 # First guess and metric of change
@@ -341,6 +365,43 @@ def test_a_planner_from_the_guess_starts_there_and_measures_change(guessing):
     assert torch.equal(states, world.rollout(clip[:, -1], forces)[0])
 
 
+def test_without_ease_a_planner_from_the_guess_measures_plain_distance(guessing):
+    model, world, goals = guessing
+    clip, goal = goals["clip"], goals["goal"]
+
+    def forces(**settings):
+        config = dataclasses.replace(GUESSING, iterations=2, **settings)
+        plans = []
+        for name in ("short from guess", "macro from guess"):
+            plans.append(hjepa.run_planner(name, model, world, config, clip, goal,
+                                           [gen(1), gen(2), gen(3)])[1])
+        return plans
+    eased = forces(ease1=0.1, ease2=0.1)
+    assert not torch.equal(eased[0], forces(ease1=0.0, ease2=0.1)[0])
+    assert not torch.equal(eased[1], forces(ease1=0.1, ease2=0.0)[1])
+    assert torch.equal(eased[0], forces(ease1=0.1, ease2=0.0)[0])         # each level has its own
+    plain = forces(ease1=0.0, ease2=0.0)
+    almost = forces(ease1=1e6, ease2=1e6)
+    for a, b in zip(plain, almost):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_first_three_searches_know_no_guess_and_no_metric(guessing):
+    """They are those of a model without either: the weights of the first guess play no part."""
+    model, world, goals = guessing
+    clip, goal = goals["clip"], goals["goal"]
+
+    def forces(config):
+        plans = []
+        for name in ("macro open loop", "short open loop", "short replanned"):
+            plans.append(hjepa.run_planner(name, model, world, config, clip, goal,
+                                           [gen(1), gen(2), gen(3)])[1])
+        return torch.cat(plans)
+    before = forces(GUESSING)
+    other = dataclasses.replace(GUESSING, ease1=5.0, ease2=0.0, guess_std=1.0)
+    assert torch.equal(forces(other), before)
+
+
 def test_beyond_a_macro_event_there_is_no_guess_until_it_is_near(guessing, monkeypatch):
     model, world, goals = guessing
     asked = []
@@ -374,6 +435,31 @@ def test_fly_and_fold_finds_what_contacts_do_not_touch(tiny):
     errors = distance(states[:, -1], goals["goal"][:, -1]).amax(-1)
     assert errors[~goals["contact"]].max() < 0.1
     assert world.contacts and world.dt == 0.04                            # it is left as it was
+
+
+def test_a_world_without_contacts_is_the_same_in_all_else():
+    world = World((0.5, 3.0), radius=0.06, dt=0.03, substeps=7, force_limit=1.5)
+    ghosts = hjepa.without_contacts(world)
+    assert world.contacts
+    assert not ghosts.contacts
+    assert ghosts.radii == pytest.approx(world.radii)
+    for name in ("masses", "dt", "substeps", "force_limit"):
+        assert getattr(ghosts, name) == getattr(world, name)
+
+
+def test_a_simulated_cost_is_how_far_from_their_goals_bodies_end():
+    world = World()
+    goals = make_goals(world, 2, 3, gen(7))
+    plans = world.random_forces(8, 3, gen(8)).unflatten(0, (2, 4))
+    plans[:, 0] = goals["forces"]
+    cost = hjepa.simulated_cost(world, goals["clip"], goals["goal"], 5)(plans)
+    assert cost.shape == (2, 4)
+    for b in range(2):
+        for s in range(4):
+            states, _ = world.rollout(goals["clip"][b:b + 1, -1], plans[b:b + 1, s])
+            gap = states[0, -1, :, :2] - goals["goal"][b, -1, :, :2]
+            assert cost[b, s].item() == pytest.approx(gap.square().mean().item(), rel=1e-4, abs=1e-9)
+    assert cost[:, 0].max() < 1e-8                                        # the hidden forces arrive
 
 
 def test_contact_matters_if_flying_through_ends_elsewhere():
@@ -422,21 +508,53 @@ def test_order_of_distances_knows_a_space_that_shows_places_from_one_that_does_n
                       for embed in (places, only_the_first_body, velocities)]
 
 
+def test_order_of_distances_is_a_rank_correlation():
+    """Spearman's, clip by clip, of distances that are measured here once more."""
+    clips, _, _ = hjepa.make_sequences(World(), 5, 1, gen(1))
+    clips = clips[:, 0]
+    mix = torch.randn(12, 4, generator=gen(2))
+    seen = []
+
+    def embed(clips):
+        seen.append(clips)
+        return clips[:, -1].flatten(1) @ mix
+    got = hjepa.order_of_distances(embed, clips, gen(3), moves=20, step=0.2)
+    start, *moved = seen
+    assert torch.equal(start, clips)
+    assert len(moved) == 20
+    scores = []
+    for i in range(5):
+        near = []
+        apart = []
+        for neighbour in moved:
+            move = neighbour[i] - clips[i]
+            assert move.std(0).max() < 1e-6                               # the same in each frame
+            apart.append(distance(neighbour[i, -1], clips[i, -1]).max().item())
+            near.append((move[-1].flatten() @ mix).norm().item())
+        ranks = [np.argsort(np.argsort(values)) for values in (near, apart)]
+        scores.append(np.corrcoef(*ranks)[0, 1])
+    assert got == pytest.approx(np.mean(scores), abs=1e-2)
+
+
 # Training sequences
 
-def test_the_share_of_contacts_is_the_one_that_is_asked_for():
-    config = dataclasses.replace(TINY, sequences=600, contact_share=0.5)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_the_share_of_contacts_is_the_one_that_is_asked_for(share):
+    """Exactly. And the shares of samples undo it: they say how often each kind comes up by itself,
+    over how often it comes up here."""
+    config = dataclasses.replace(TINY, sequences=600, contact_share=share)
     world = World()
     states, forces, shares = hjepa.draw_training(world, config, "cpu")
     assert states.shape == (600, 6, 5, 3, 4)
     again, contacts = world.rollout(states[:, 0, -1], forces)
     torch.testing.assert_close(again.unflatten(1, (5, 5)), states[:, 1:])
     meet = contacts.any(1)
-    assert meet.sum() == 300
+    wanted = round(share * 600)
+    assert meet.sum() == wanted
     _, _, contacts = hjepa.draw_sequences(world, config, 600, config.seed, "train", "cpu")
     ordinary = contacts[:, 1:].flatten(1).any(1).sum().item()
-    torch.testing.assert_close(shares[meet], torch.full((300,), ordinary / 300))
-    torch.testing.assert_close(shares[~meet], torch.full((300,), (600 - ordinary) / 300))
+    for pick, count, often in ((meet, wanted, ordinary), (~meet, 600 - wanted, 600 - ordinary)):
+        torch.testing.assert_close(shares[pick], torch.full((count,), often / count))
     assert shares.mean() == pytest.approx(1)
     assert len(states.flatten(1).unique(dim=0)) == 600
 

@@ -21,6 +21,12 @@ def small_model():
     return HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
 
 
+def guessing_model(into_encoders=True):
+    torch.manual_seed(0)
+    return HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, guess_width=16,
+                 guess_gradient=into_encoders)
+
+
 def batch(n=12):
     obs = torch.randn(n, 6, 5, 12, generator=gen(1))
     forces = torch.randn(n, 5, 6, generator=gen(2))
@@ -134,6 +140,18 @@ def literal_embeddings(model, obs, forces):
             "t2_before": t2_before}
 
 
+def literal_guess_error(model, e, forces):
+    """Sample by sample, force by force."""
+    squares = []
+    for i in range(len(forces)):
+        left = 5 if i % 2 == 0 else i // 2 % 5 + 1
+        goal = e["t1"][left - 1, i]
+        guess = model.guess(e["z1"][i:i + 1], e["z2"][i:i + 1], goal[None], torch.tensor([left]))
+        for k in range(left):
+            squares.append((guess[0, k] - forces[i, k]).square().mean())
+    return torch.stack(squares).mean()
+
+
 def test_embeddings_equal_clip_by_clip():
     model = small_model()
     obs, forces = batch()
@@ -176,6 +194,9 @@ def test_errors_are_taken_in_float32():
         e[name] = torch.randn(4, 3, generator=gen(i)).bfloat16()
     for value in prediction_errors(e).values():
         assert value.dtype == torch.float32
+    e["t2_before"] = e["t2"].clone()
+    for value in similarity_terms(e).values():
+        assert value.dtype == torch.float32
 
 
 def test_objective_takes_the_shallow_target_clip_by_clip():
@@ -196,15 +217,16 @@ def test_objective_takes_the_shallow_target_clip_by_clip():
 
 # The objective as a sum
 
-ALL_WEIGHTS = [{"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 5.0},
-               {"pred": 3.0, "std": 7.0, "cov": 11.0, "map": 2.0},
-               {"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 0.0}]
+ALL_WEIGHTS = [{"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 5.0, "sim": 2.0, "guess": 4.0},
+               {"pred": 3.0, "std": 7.0, "cov": 11.0, "map": 2.0, "sim": 13.0, "guess": 0.0},
+               {"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 0.0, "sim": 0.0, "guess": 6.0},
+               {"pred": 25.0, "std": 25.0, "cov": 1.0}]
 
 
 @pytest.mark.parametrize("weights", ALL_WEIGHTS)
 def test_total_is_the_documented_sum(weights):
     """Every term is computed again from the embeddings, one clip at a time."""
-    model = small_model()
+    model = guessing_model()
     obs, forces = batch()
     total, terms = objective(model, obs, forces, weights)
 
@@ -223,39 +245,49 @@ def test_total_is_the_documented_sum(weights):
     _, z2_last = model.context(obs[:, 5])
     maps = {"bridge": F.mse_loss(model.bridge(e["t2"]), z2_last),
             "lift": F.mse_loss(model.lift(e["t1"][4]), z2_last)}
-    if weights["map"] > 0:
-        expected.update(maps)
+    steps = [(e["t1"][k + 1] - e["t1"][k]).square().mean() for k in range(4)]
+    similar = {"sim1": sum(steps) / 4,
+               "sim2": F.mse_loss(e["t2"], e["t2_before"])}
+    guessed = {"guess": literal_guess_error(model, e, forces)}
+    expected_total = composite
+    for kind, more in (("map", maps), ("sim", similar), ("guess", guessed)):
+        if weights.get(kind, 0) > 0:
+            expected.update(more)
+            expected_total = expected_total + weights[kind] * sum(more.values())
 
     assert set(terms) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-6)
-    expected_total = composite + weights["map"] * (maps["bridge"] + maps["lift"])
     torch.testing.assert_close(total, expected_total, rtol=1e-5, atol=1e-5)
 
 
 PARTS = {"pred": ["pred1", "pred2"],
          "std": ["std_z1", "std_t1", "std_z2", "std_t2"],
          "cov": ["cov_z1", "cov_t1", "cov_z2", "cov_t2"],
-         "map": ["bridge", "lift"]}
+         "map": ["bridge", "lift"],
+         "sim": ["sim1", "sim2"],
+         "guess": ["guess"]}
 
 
 @pytest.mark.parametrize("which", PARTS)
 def test_each_weight_weighs_its_terms_and_no_others(which):
-    model = small_model()
-    weights = {"pred": 0.0, "std": 0.0, "cov": 0.0, "map": 0.0}
+    model = guessing_model()
+    weights = dict.fromkeys(PARTS, 0.0)
     weights[which] = 3.0
     total, terms = objective(model, *batch(), weights)
     expected = 3 * sum(terms[name] for name in PARTS[which])
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-6)
-    composite = 0 * total if which == "map" else total
+    composite = total if which in ("pred", "std", "cov") else 0 * total
     torch.testing.assert_close(terms["composite"], composite, rtol=1e-5, atol=1e-6)
 
 
 def test_terms_can_be_logged_in_their_order():
-    """The log's columns: what is predicted, then the statistics, then the sum, then the maps."""
-    _, terms = objective(small_model(), *batch(), ALL_WEIGHTS[0])
+    """The log's columns: what is predicted, then the statistics, then the sum, then what is added
+    to it."""
+    _, terms = objective(guessing_model(), *batch(), ALL_WEIGHTS[0])
     assert list(terms) == ["pred1", "pred2", "std_z1", "cov_z1", "std_t1", "cov_t1", "std_z2",
-                           "cov_z2", "std_t2", "cov_t2", "composite", "bridge", "lift"]
+                           "cov_z2", "std_t2", "cov_t2", "composite", "bridge", "lift", "sim1",
+                           "sim2", "guess"]
     assert all(term.ndim == 0 for term in terms.values())
 
 
@@ -265,9 +297,9 @@ def difference(**replaced):
     """-> total and terms of the objective with a replaced function, and without."""
     model = small_model()
     obs, forces = batch()
+    weights = {"pred": 3.0, "std": 7.0, "cov": 11.0, "map": 2.0}
     changed = functools.partial(objective, **replaced)
-    return changed(model, obs, forces, ALL_WEIGHTS[1]), objective(model, obs, forces,
-                                                                   ALL_WEIGHTS[1])
+    return changed(model, obs, forces, weights), objective(model, obs, forces, weights)
 
 
 def assert_changed(now, before, names):
@@ -338,12 +370,36 @@ def test_link_can_be_replaced():
     torch.testing.assert_close(total, terms["composite"] + 2 * 0.25)
 
 
-def test_no_map_is_asked_for_without_weight():
-    def never(model, obs, e):
+def test_smooth_and_guess_can_be_replaced():
+    asked = []
+
+    def smooth(e):
+        asked.append(e)
+        return {"sim1": torch.tensor(0.25), "sim3": torch.tensor(0.5)}
+
+    def guess(model, e, forces):
+        asked.append((model, e, forces))
+        return {"guess": torch.tensor(2.0)}
+    model = guessing_model()
+    obs, forces = batch()
+    weights = {"pred": 1.0, "std": 1.0, "cov": 1.0, "map": 0.0, "sim": 4.0, "guess": 10.0}
+    total, terms = objective(model, obs, forces, weights, smooth=smooth, guess=guess)
+    assert list(terms)[-4:] == ["composite", "sim1", "sim3", "guess"]
+    torch.testing.assert_close(total, terms["composite"] + 4 * 0.75 + 10 * 2)
+    e, (given_model, given_e, given_forces) = asked
+    assert given_e is e
+    assert given_model is model
+    assert given_forces is forces
+
+
+def test_nothing_is_asked_for_without_weight():
+    def never(*arguments):
         raise AssertionError
-    weights = {"pred": 1.0, "std": 1.0, "cov": 1.0, "map": 0.0}
-    total, terms = objective(small_model(), *batch(), weights, link=never)
-    assert torch.equal(total, terms["composite"])
+    weights = {"pred": 1.0, "std": 1.0, "cov": 1.0, "map": 0.0, "sim": 0.0, "guess": 0.0}
+    for given in (weights, {name: weights[name] for name in ("pred", "std", "cov")}):
+        total, terms = objective(small_model(), *batch(), given, smooth=never, guess=never,
+                                 link=never)
+        assert torch.equal(total, terms["composite"])
 
 
 def test_gather_brings_the_samples_of_all_processes_to_the_statistics_alone():
@@ -361,6 +417,16 @@ def test_gather_brings_the_samples_of_all_processes_to_the_statistics_alone():
 
 # Similarity, first guess, and the shares of samples
 
+def test_with_one_clip_to_predict_there_is_no_step_to_make_small():
+    torch.manual_seed(0)
+    model = HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, event_clips=1)
+    obs, forces = batch()
+    e = embeddings(model, obs[:, :2], forces[:, :1])
+    assert torch.equal(e["t2_before"], e["t2"])
+    got = similarity_terms(e)
+    assert got["sim1"] == got["sim2"] == 0
+
+
 def test_similarity_is_the_step_from_each_target_to_the_next():
     e = {"t1": torch.randn(5, 4, 8, generator=gen(0)), "t2": torch.randn(4, 8, generator=gen(1)),
          "t2_before": torch.randn(4, 8, generator=gen(2))}
@@ -372,25 +438,45 @@ def test_similarity_is_the_step_from_each_target_to_the_next():
     assert one_clip["sim1"] == 0
 
 
-def guessing_model(into_encoders=True):
-    torch.manual_seed(0)
-    return HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, guess_width=16,
-                 guess_gradient=into_encoders)
-
-
 def test_the_first_guess_is_judged_on_the_forces_up_to_its_goal():
     model = guessing_model()
     obs, forces = batch()
     e = embeddings(model, obs, forces)
-    squares = []
-    for i in range(len(obs)):
-        left = 5 if i % 2 == 0 else i // 2 % 5 + 1
-        goal = e["t1"][left - 1, i]
-        guess = model.guess(e["z1"][i:i + 1], e["z2"][i:i + 1], goal[None], torch.tensor([left]))
-        for k in range(left):
-            squares.append((guess[0, k] - forces[i, k]).square().mean())
     got = guess_error(model, e, forces)
-    torch.testing.assert_close(got["guess"], torch.stack(squares).mean())
+    torch.testing.assert_close(got["guess"], literal_guess_error(model, e, forces))
+
+
+def test_what_a_guess_says_beyond_its_goal_means_nothing():
+    """Sample 1 has its goal one clip ahead: its forces 1 to 4 may be anything. Sample 0 has it at
+    the last clip: each force counts."""
+    model = guessing_model()
+    obs, forces = batch()
+    e = embeddings(model, obs, forces)
+    before = guess_error(model, e, forces)["guess"]
+    for sample, counts in ((0, [True] * 5), (1, [True] + [False] * 4)):
+        for k in range(5):
+            other = forces.clone()
+            other[sample, k] += 1
+            now = guess_error(model, e, other)["guess"]
+            assert torch.equal(now, before) != counts[k]
+
+
+def test_every_distance_of_a_goal_is_asked_for():
+    """Half of the samples at the last clip, the others at all clips, equally often."""
+    asked = []
+
+    class Notes(torch.nn.Module):
+        def forward(self, z1, z2, goal, left):
+            asked.append((goal, left))
+            return torch.zeros(len(left), 5, 6)
+    model = guessing_model()
+    model.guess = Notes()
+    t1 = torch.arange(5.0)[:, None, None].expand(5, 40, 8)                # clip k shows k - 1
+    e = {"z1": torch.zeros(40, 8), "z2": torch.zeros(40, 8), "t1": t1}
+    guess_error(model, e, torch.zeros(40, 5, 6))
+    goal, left = asked[0]
+    assert torch.equal(goal[:, 0], left - 1.0)
+    assert left.bincount().tolist() == [0, 4, 4, 4, 4, 24]
 
 
 @pytest.mark.parametrize("into_encoders", [True, False])
@@ -414,8 +500,28 @@ def test_the_new_terms_enter_the_total_with_their_weights():
     torch.testing.assert_close(total, terms["composite"] + extra)
 
 
+def test_shares_reach_the_predictions_of_the_objective():
+    """Samples of share 0 pull no target; shares of 1 are the same as none."""
+    model = small_model()
+    obs, forces = batch()
+    weights = {"pred": 25.0, "std": 0.0, "cov": 0.0}
+    totals = []
+    pulls = []
+    for shares in (None, torch.ones(12), torch.zeros(12)):
+        model.zero_grad()
+        total, _ = objective(model, obs, forces, weights, shares)
+        total.backward()
+        totals.append(total.item())
+        pulls.append([sum(p.grad.abs().sum().item() for p in encoder.parameters())
+                      for encoder in (model.context, model.target)])
+    assert totals == pytest.approx([totals[0]] * 3)
+    assert pulls[1] == pytest.approx(pulls[0])
+    assert pulls[2] == pytest.approx([pulls[0][0], 0])
+    assert pulls[0][1] > 0
+
+
 def test_shares_weigh_the_gradient_of_targets_and_nothing_else():
-    """The values stay; a sample of share 2 pulls its target twice as hard, the prediction as ever."""
+    """The values stay; a sample of share 2 pulls its target twice as hard, its prediction as ever."""
     shares = torch.tensor([2.0, 0.5, 1.0, 0.0])
     e = {name: torch.randn(5, 4, 3, generator=gen(i)).requires_grad_()
          for i, name in enumerate(("p1", "t1"))}

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hjepa import HJEPA, AdaptiveBlock, Block, Encoder, Predictor, embeddings, objective
+from hjepa import HJEPA, AdaptiveBlock, Block, Encoder, FirstGuess, Predictor, embeddings
+from hjepa import objective
 
 SMALL = dict(latent=8, width=8, heads=2, depth=2, shallow_depth=1, short_width=16, macro_width=16)
 WEIGHTS = {"pred": 25.0, "std": 25.0, "cov": 1.0, "map": 5.0}
@@ -109,6 +110,53 @@ def test_predictor_is_its_equation():
     torch.testing.assert_close(predictor(z, forces), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("clips, blocks, turns", [(5, 5, [0, 1, 2, 3, 4]), (2, 4, [0, 0, 1, 1]),
+                                                  (4, 2, [0, 2]), (3, 1, [0])])
+def test_blocks_take_turns_with_the_forces_of_a_macro_event(clips, blocks, turns):
+    """Block i is modulated by force turns[i]; the input layer sees all forces."""
+    predictor = shake(Predictor(latent=8, actions=6, width=16, blocks=blocks, clips=clips))
+    z = torch.randn(4, 8, generator=gen())
+    forces = torch.randn(4, clips, 6, generator=gen(1))
+    x = predictor.enter(torch.cat([z, forces.flatten(1)], 1))
+    for block, turn in zip(predictor.blocks, turns, strict=True):
+        x = block(x, predictor.force(forces[:, turn]))
+    expected = z + predictor.leave(predictor.norm(x))
+    torch.testing.assert_close(predictor(z, forces.flatten(1)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", range(5))
+def test_a_force_enters_its_own_block_and_none_before(k):
+    """Apart from the input layer, which is made blind to forces here."""
+    predictor = shake(Predictor(latent=8, actions=6, width=16, blocks=5, clips=5))
+    with torch.no_grad():
+        predictor.enter.weight[:, 8:] = 0
+    seen = []
+    for block in predictor.blocks:
+        block.register_forward_pre_hook(lambda block, given: seen.append(given))
+    z = torch.randn(4, 8, generator=gen())
+    forces = torch.randn(4, 5, 6, generator=gen(1))
+    other = forces.clone()
+    other[:, k] += 1
+    before = predictor(z, forces.flatten(1))
+    after = predictor(z, other.flatten(1))
+    for i in range(5):
+        (x, code), (other_x, other_code) = seen[i], seen[5 + i]
+        assert torch.equal(x, other_x) == (i <= k)
+        assert torch.equal(code, other_code) == (i != k)
+    assert not torch.equal(before, after)
+
+
+def test_in_turn_is_the_macro_predictor_alone():
+    model = HJEPA(**SMALL, macro_blocks=5, in_turn=True)
+    obs, forces = batch()
+    assert model.macro.clips == len(model.macro.blocks) == 5
+    assert model.short.clips == 1
+    _, z2 = model.context(obs[:, 0])
+    expected = model.macro(z2, forces.flatten(1))
+    assert torch.equal(model.jump(z2, forces), expected)
+    assert not torch.equal(model.jump(z2, forces.flip(1)), expected)      # their order matters
+
+
 def test_an_untrained_predictor_says_that_little_changes():
     """Five steps of it stay close to where they began; with the usual start they would not."""
     torch.manual_seed(0)
@@ -124,6 +172,45 @@ def test_an_untrained_predictor_says_that_little_changes():
         moved.append((z - start).std().item())
     assert moved[0] < 0.4
     assert moved[0] < 0.2 * moved[1]
+
+
+# The first guess
+
+def test_a_first_guess_is_its_equation():
+    """All three embeddings and a one-hot of the clips left go through four linear maps."""
+    guess = shake(FirstGuess(latent=8, actions=6, clips=5, width=16))
+    z1, z2, t1 = torch.randn(3, 4, 8, generator=gen())
+    left = torch.tensor([1, 5, 2, 5])
+    x = torch.cat([z1, z2, t1, torch.eye(5)[[0, 4, 1, 4]]], 1)
+    linears = [layer for layer in guess.mlp if isinstance(layer, nn.Linear)]
+    assert len(linears) == 4
+    for i, linear in enumerate(linears):
+        x = F.gelu(x) if i > 0 else x
+        x = x @ linear.weight.T + linear.bias
+    got = guess(z1, z2, t1, left)
+    torch.testing.assert_close(got, x.view(4, 5, 6), rtol=1e-4, atol=1e-5)
+    for wrong in (0, 6):
+        with pytest.raises(RuntimeError):
+            guess(z1, z2, t1, torch.full((4,), wrong))
+
+
+def test_a_first_guess_is_there_if_it_has_a_width_and_changes_no_start_weight():
+    """So runs with and without it begin at the same place."""
+    torch.manual_seed(0)
+    without = HJEPA(**SMALL)
+    torch.manual_seed(0)
+    model = HJEPA(**SMALL, guess_width=16)
+    assert not hasattr(without, "guess")
+    assert model.guess.mlp[0].out_features == 16
+    for name, value in without.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_a_model_that_was_never_trained_has_a_plain_distance():
+    """The covariances of change are measured in training: until then they say nothing."""
+    state = HJEPA(**SMALL).state_dict()
+    assert torch.equal(state["change1"], torch.eye(8))
+    assert torch.equal(state["change2"], torch.eye(8))
 
 
 # The encoder
@@ -329,10 +416,13 @@ def test_embeddings_are_of_the_clips_they_are_named_after():
 
 # Gradients
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_gradients_reach_every_parameter(shared):
-    model = HJEPA(**SMALL, shared=shared)
-    total, _ = objective(model, *batch(), WEIGHTS)
+@pytest.mark.parametrize("settings", [{}, {"shared": True}, {"guess_width": 16},
+                                      {"guess_width": 16, "guess_gradient": False},
+                                      {"in_turn": True, "macro_blocks": 5}])
+def test_gradients_reach_every_parameter(settings):
+    model = HJEPA(**SMALL, **settings)
+    guess = 5.0 if "guess_width" in settings else 0.0
+    total, _ = objective(model, *batch(), {**WEIGHTS, "sim": 5.0, "guess": guess})
     total.backward()
     for name, p in model.named_parameters():
         assert p.grad is not None, name

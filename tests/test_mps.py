@@ -24,8 +24,8 @@ import hjepa
 
 # Functions of hjepa.py that may use float64 or operators without a kernel, and why.
 ON_CPU = {
+    "change_metric": "eigh has no MPS kernel: it gets change.cpu()",
     "effective_rank": "eigvalsh has no MPS kernel: it begins with z.cpu()",
-    "change_metric": "eigh has no MPS kernel: it begins with change.cpu()",
     "ridge": "float64 for a stable solution: it gets latents and targets, which are on the CPU",
     "r2": "of what a probe says, float64 as that is",
     "validate": "what the probes say, x.double() @ weight: latents are on the CPU",
@@ -186,9 +186,12 @@ def test_training_runs_on_mps(map_weight):
             return hjepa.objective(model, obs, forces, weights, shares)
         data = world.observe(states), forces, shares
         hjepa.train_epoch(loss, model, optimizer, data, CONFIG, 0, CPU, "fp32")
+        hjepa.measure_change(model, data[0])
     trace.check({"addmm", "_softmax", "native_layer_norm_backward", "mse_loss_backward",
                  "lerp_.Scalar", "nonzero", "index_put_"})
-    assert "reflect" in {function for _, function in trace.operators}
+    functions = {function for _, function in trace.operators}
+    assert {"reflect", "guess_error", "similarity_terms", "with_gradient",
+            "measure_change"} <= functions
     assert trace.doubles == set()
 
 
@@ -200,6 +203,7 @@ def test_validation_runs_on_mps(model):
     trace.check({"topk", "_linalg_eigh", "_linalg_solve_ex"})
     # The exceptions are needed, and used by nothing else.
     assert ("_linalg_eigh", "effective_rank") in trace.operators
+    assert ("_linalg_eigh", "change_metric") in trace.operators
     assert {function for _, function in trace.doubles} == {"ridge", "r2", "validate"}
 
 
@@ -208,13 +212,10 @@ def test_planning_runs_on_mps(planner, model):
     world = hjepa.build_world(CONFIG)
     gens = [hjepa.generator(0, "test", i) for i in range(2)]
     goals = hjepa.make_goals(world, 2, 5, hjepa.generator(0, "test"))
-    at_least = {"topk", "gather", "addmm", "_softmax"}
-    if planner in ("zero", "random"):
-        at_least = {"rand.generator", "copy_"}
-    if planner == "fly and fold":
-        at_least = {"topk", "gather"}
-    if planner == "first guess":
-        at_least = {"addmm", "_softmax"}
+    network = {"addmm", "_softmax"}
+    search = {"topk", "gather"}
+    at_least = {"zero": {"rand.generator", "copy_"}, "random": {"rand.generator", "copy_"},
+                "first guess": network, "fly and fold": search}.get(planner, network | search)
     with Trace() as trace:
         hjepa.run_planner(planner, model, world, CONFIG, goals["clip"], goals["goal"], gens)
     trace.check(at_least)

@@ -1,4 +1,5 @@
 """The search on costs with a known answer, and closed-loop planning with the true simulator."""
+import itertools
 import math
 
 import pytest
@@ -273,6 +274,48 @@ def test_without_ease_and_with_very_much_the_distance_is_plain():
     torch.testing.assert_close(got, gaps.square().sum(1), rtol=1e-4, atol=0.0)
 
 
+def test_the_metric_counts_what_changes_fast_less_and_keeps_the_scale():
+    """Two directions with variances 4 and 1, turned by an angle: weights 1 / (4 + c) and
+    1 / (1 + c) with c = 0.1 times the mean, 2.5. They are scaled to a mean of 1."""
+    angle = 0.7
+    fast = torch.tensor([math.cos(angle), math.sin(angle)])
+    slow = torch.tensor([-math.sin(angle), math.cos(angle)])
+    change = 4 * torch.outer(fast, fast) + torch.outer(slow, slow)
+    metric = change_metric(change, 0.1)
+    weights = torch.tensor([1 / (4 + 0.25), 1 / (1 + 0.25)])
+    weights = weights / weights.mean()
+    got = torch.stack([(way @ metric).square().sum() for way in (fast, slow)])
+    torch.testing.assert_close(got, weights)
+
+
+def test_a_direction_that_never_changes_does_not_count_without_end():
+    """Rounding can make its variance a little negative: it is taken as 0."""
+    change = torch.diag(torch.tensor([1.0, -1e-7]))
+    metric = change_metric(change, 0.1)
+    squares = metric.square().sum(1)
+    assert squares.isfinite().all()
+    assert (squares[1] / squares[0]).item() == pytest.approx(1.05 / 0.05, rel=1e-4)
+
+
+def test_the_costs_of_both_levels_take_a_metric():
+    model = small_model()
+    clip, goal = torch.randn(2, 2, 5, 12, generator=gens(0)[0])
+    plans = torch.randn(2, 3, 5, 6, generator=gens(1)[0])
+    metric = torch.randn(8, 8, generator=gens(2)[0])
+    z1, z2 = model.context(clip)
+    t1, t2 = model.target(goal)
+    for b in range(2):
+        for s in range(3):
+            end = model.rollout(z1, plans[:, s])[b, -1]
+            expected = ((end - t1[b]) @ metric).square().mean()
+            got = short_cost(model, clip, goal, metric)(plans)[b, s]
+            torch.testing.assert_close(got, expected)
+            leap = model.jump(z2, plans[:, s])[b]
+            expected = ((leap - t2[b]) @ metric).square().mean()
+            got = macro_cost(model, clip, goal, metric)(plans)[b, s]
+            torch.testing.assert_close(got, expected)
+
+
 def test_a_cost_turns_and_scales_the_gap_before_it_squares_it():
     metric = torch.diag(torch.tensor([2.0, 0.0]))
     start, goal = torch.zeros(1, 2), torch.tensor([[1.0, 5.0]])
@@ -302,6 +345,29 @@ def test_a_scene_in_a_mirror_gets_the_forces_in_the_mirror(left):
         flip, swap = bits[:, :2], bits[:, 2]
         turned = first_guess(model, reflect(clip, flip, swap), reflect(goal, flip, swap), left)
         torch.testing.assert_close(turned, reflect(plain, flip, swap), rtol=1e-4, atol=1e-7)
+
+
+def test_a_first_guess_is_the_mean_of_eight_answers_turned_back():
+    """Each symmetry as an orthogonal matrix: the scene is multiplied by it, the answer by its
+    transpose."""
+    model = model_that_guesses()
+    clip, goal = torch.randn(2, 4, 5, 12, generator=gens(0)[0])
+    left = 2
+    total = torch.zeros(4, left, 6)
+    for flip_x, flip_y, swap in itertools.product((1.0, -1.0), (1.0, -1.0), (False, True)):
+        matrix = torch.diag(torch.tensor([flip_x, flip_y]))
+        if swap:
+            matrix = matrix.flip(1)
+
+        def turned(x, matrix=matrix):
+            return (x.unflatten(-1, (-1, 2)) @ matrix.T).flatten(-2)
+        z1, z2 = model.context(turned(clip))
+        t1, _ = model.target(turned(goal))
+        answer = model.guess(z1, z2, t1, torch.full((4,), left))[:, :left]
+        total += turned(answer, matrix.T)
+    got = first_guess(model, clip, goal, left)
+    torch.testing.assert_close(got, total / 8, rtol=1e-4, atol=1e-7)
+    assert not got.requires_grad
 
 
 def test_a_first_guess_keeps_to_the_limit():
@@ -339,6 +405,84 @@ def test_a_perfect_guess_is_kept(plan):
     _, forces = plan(world, clip, 3, cost_to_go, gens(1, 2), samples=10, elites=2,
                      iterations=2)
     assert not torch.allclose(forces, wanted, atol=0.1)
+
+
+def distance_from_one(now, left):
+    def cost(plans):
+        return (plans - 1).square().sum((-1, -2))
+    return cost
+
+
+def test_each_search_starts_from_the_rest_of_the_plan_or_from_a_guess_that_costs_less():
+    """Two goals. Without iterations a search returns its start. Plans cost the less the closer they
+    are to 1, so a guess of 0.5 is better than no force, and one of -1 is worse."""
+    world = World()
+    clip = world.reset(2, gens(0)[0])[:, None]
+    guesses = {3: [0.5, -1.0], 2: [0.2, 0.9], 1: None}
+
+    def guess(now, left):
+        if guesses[left] is None:
+            return None
+        return torch.tensor(guesses[left])[:, None, None].expand(-1, left, 6)
+    _, forces = replan(world, clip, 3, distance_from_one, gens(1, 2), guess, iterations=0)
+    expected = torch.tensor([[0.5, 0.5, 0.5], [0.0, 0.9, 0.9]])
+    torch.testing.assert_close(forces, expected[:, :, None].expand(-1, -1, 6))
+
+
+def test_an_open_loop_starts_from_its_guess():
+    world = World()
+    clip = world.reset(2, gens(0)[0])[:, None]
+    wanted = world.random_forces(2, 3, gens(1)[0])
+    asked = []
+
+    def guess(now, left):
+        asked.append((now, left))
+        return wanted
+    _, forces = plan_once(world, clip, 3, distance_from_one, gens(1, 2), guess, iterations=0)
+    assert torch.equal(forces, wanted)
+    assert len(asked) == 1
+    assert asked[0][1] == 3
+    assert torch.equal(asked[0][0], clip)
+
+
+def test_a_guess_is_asked_for_the_clip_just_seen():
+    world = World()
+    clip = world.reset(2, gens(0)[0])[:, None].expand(-1, 5, -1, -1)
+    asked = []
+
+    def guess(now, left):
+        asked.append((now, left))
+        return now.new_ones(2, left, 6)
+    states, _ = replan(world, clip, 3, distance_from_one, gens(1, 2), guess, samples=4, elites=2,
+                       iterations=1)
+    assert [left for _, left in asked] == [3, 2, 1]
+    assert torch.equal(asked[0][0], clip)
+    for k in (1, 2):
+        assert torch.equal(asked[k][0], states[:, 5 * (k - 1):5 * k])
+
+
+@pytest.mark.parametrize("plan", [plan_once, replan])
+def test_a_search_from_a_guess_has_a_deviation_of_its_own(plan):
+    """As long as there is no guess, it is that of a search from no force."""
+    world = World(force_limit=100.0)
+    clip = world.reset(200, gens(0)[0])[:, None]
+    deviations = {}
+    near = 1 if plan is replan else 2
+
+    def cost_to_go(now, left):
+        def cost(plans):
+            if plans.shape[1] == 40:            # samples, not a guess or a mean alone
+                deviations[left] = (plans[:, 1:] - plans[:, :1]).std().item()
+            return plans.square().sum((-1, -2))
+        return cost
+
+    def guess(now, left):
+        return now.new_zeros(200, left, 6) if left <= near else None
+    plan(world, clip, 2, cost_to_go, gens(*range(200)), guess, init_std=0.2, guess_std=0.05,
+         samples=40, iterations=1, elites=2)
+    assert deviations[near] == pytest.approx(0.05 * 100, rel=0.02)
+    if plan is replan:
+        assert deviations[2] == pytest.approx(0.2 * 100, rel=0.02)
 
 
 # Open and closed loop

@@ -253,6 +253,36 @@ def test_bodies_that_overlap_but_part_are_left_alone():
     assert torch.equal(states[..., 2:], start[:, None, :, 2:].expand(-1, 20, -1, -1))
 
 
+def test_without_contacts_each_body_flies_as_if_it_were_alone():
+    """The same start and forces, with contacts, make bodies meet in many of these worlds."""
+    world = World(contacts=False)
+    start = world.reset(200, gen(), speed=0.8)
+    forces = world.random_forces(200, 5, gen(1))
+    states, contacts = world.rollout(start, forces)
+    assert not contacts.any()
+    _, meet = World().rollout(start, forces)
+    assert meet.any(1).sum() > 50
+    for i, mass in enumerate(world.masses):
+        alone = World((mass,))
+        own_start = start[:, i:i + 1]
+        own_force = forces[..., 2 * i:2 * i + 2]
+        path, _ = alone.rollout(own_start, own_force)
+        assert torch.equal(path[:, :, 0], states[:, :, i])
+
+
+def test_without_contacts_one_step_is_as_good_as_many():
+    """Walls under a constant force are exact, so a frame may be as long as a clip."""
+    fine = World(contacts=False)
+    coarse = World(dt=5 * fine.dt, substeps=1, contacts=False)
+    start = fine.reset(300, gen(), speed=0.8)
+    forces = fine.random_forces(300, 5, gen(1))
+    states, _ = fine.rollout(start, forces)
+    ends, _ = coarse.rollout(start, forces, clip_frames=1)
+    flown = start[:, None, :, :2] + start[:, None, :, 2:] * fine.dt * 25
+    assert (flown.abs() > 1).any(-1).any(-1).sum() > 50                   # walls play a part
+    torch.testing.assert_close(ends, states[:, 4::5], atol=5e-5, rtol=0)
+
+
 # Walls and contacts under force
 
 # Number of bodies -> name -> start (x, y, vx, vy of each body), force (fx, fy of each body).
@@ -281,7 +311,7 @@ PUSHED = {
 
 
 def energy_error(masses, start, states, force):
-    """Change of kinetic energy less the work of forces (n, A) that are held -> (n,), the largest."""
+    """Change of kinetic energy less the work of forces (n, A) that are held -> (n,), largest."""
     path = torch.cat([start[:, None], states], 1)
     steps = (path[:, 1:, :, :2] - path[:, :-1, :, :2]).double()
     held = force.unflatten(-1, (-1, 2))[:, None]                          # (n, 1, bodies, 2)
