@@ -17,17 +17,18 @@ JSON. A trial counts goals reached on validation worlds, closed loop and by one 
 first value stays unless another one is better beyond its 95 % interval.
 
 rows, one per variant and length: shares of test goals reached (worst body within 0.1) in closed
-loop (P1, replanned every clip), by macro (P2, open loop) and by short (P1, open loop); "gain": the
-difference from the run with as many epochs, on the same goals and seeds, with its paired interval;
-"macro_error": squared error of P2 as a share of the variance; rank1, rank2: effective rank of t1,
-t2. All searches begin at no force, with the plain distance and the run's budget.
+loop (P1, replanned every clip), by macro (P2, open loop) and by short (P1, open loop); "gain_ci":
+the paired interval of the difference from the run with as many epochs, on the same goals and seeds;
+t1, t2: the landscape, where the true simulator predicts and the distance is that of t1 or t2;
+macro_error: squared error of P2 as a share of the variance; rank1, rank2: effective rank of t1, t2.
+All searches begin at no force, with the plain distance and the run's budget.
 
-The NPZ has the rest. columns/NAME holds a number per row: mean body, goals with and without a
-contact; the landscapes, where the true simulator predicts and the distance is that of t1 or t2;
-errors with and without a contact; Spearman correlations of the distance in t1 and t2 with the true
-one, near ("order near": neighbours of a clip) and far (other worlds), and with the clips that a
-search in the true simulator needs ("order clips"); pass-through surprise; probes; ranks; training
-sequences per second. errors/VARIANT/EPOCHS/PLAN (seeds, goals) is the distance of the worst body.
+The NPZ has the rest. columns/NAME holds a number per row, as they stand in the JSON: mean body,
+goals with and without a contact, of the landscapes, too; errors with and without a contact;
+Spearman correlations of the distance in t1 and t2 with the true one, near ("order near": neighbours
+of a clip) and far (other worlds), and with the clips that a search in the true simulator needs
+("order clips"); pass-through surprise; probes; ranks; training sequences per second.
+errors/VARIANT/EPOCHS/PLAN (seeds, goals) is the distance of the worst body.
 """
 import sys
 
@@ -87,12 +88,13 @@ def make_row(name, epochs, notes, of_run):
         if theirs is not None and name != "the run":
             mine = errors_of(notes, plan, common)
             gain = goals.differences(mine, theirs, ("success",))
-            row[f"{plan}_gain"] = gain["success"]
             row[f"{plan}_gain_ci"] = gain["success_ci"]
-    for short, column in (("macro_error", "macro error"), ("rank1", "rank t1"),
-                          ("rank2", "rank t2")):
-        if short != "macro_error" or "macro" in row:
-            row[short] = mean_column(notes, column)
+    for tap in judge.TAPS:
+        errors = errors_of(notes, f"landscape {tap}", list(notes))
+        row[tap] = goals.outcomes(errors)["success"].mean().item()
+    for key, column in (("macro_error", "macro error"), ("rank1", "rank t1"), ("rank2", "rank t2")):
+        if key != "macro_error" or "macro" in row:
+            row[key] = mean_column(notes, column)
     return {key: rounded(value) for key, value in row.items()}
 
 
@@ -224,6 +226,15 @@ def open_study(args, run):
     return study, sizes
 
 
+def how_tuned(study, name):
+    """-> what is tuned, the value that was chosen, and all values that were tried, the default
+    first."""
+    variant = lists.VARIANTS[name]
+    value = runs.chosen_value(study, name)
+    chosen = "not chosen yet" if value is None else f"{value:g}"
+    return f"{variant.tuned} {chosen} of " + ", ".join(f"{one:g}" for one in variant.values)
+
+
 def gather(study, names, args, sizes):
     """-> Results: what is measured."""
     found = read_all(study, names, args.epochs, args.seeds, sizes)
@@ -234,9 +245,7 @@ def gather(study, names, args, sizes):
             for (name, epochs), notes in found.items()]
     print_rows(rows)
     contact = goals.goals_of(study.base, sizes["goals"])["contact"]
-    tuned = [{"variant": name, "of": lists.VARIANTS[name].tuned,
-              "values": lists.VARIANTS[name].values, "value": runs.chosen_value(study, name)}
-             for name in names]
+    tuned = {name: how_tuned(study, name) for name in names}
     missing = [f"{name}, {epochs}" for epochs in args.epochs for name in names
                if (name, epochs) not in found]
     summary = {"sizes": sizes, "n_contact": int(contact.sum()), "epochs": args.epochs,

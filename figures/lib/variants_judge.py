@@ -33,18 +33,14 @@ def plan_errors(name, run, world, drawn, device):
 # ---- distances
 
 def oracle_clips(config, world, n):
-    """-> n goals, as many for each distance of 1 to event_clips clips: clips now and goal
+    """-> n goals, 1, 2, ... event_clips clips ahead in turn, easy ones, too: clips now and goal
     (n, T, bodies, 4); and how many clips the search in the true simulator needs to reach them (n,):
     the fewest, or one more than there are in a macro-event."""
     most = config.event_clips
-    each = max(2, n // most)
-    now, goal = [], []
-    for clips in range(1, most + 1):
-        drawn = goals.goals_of(config, each, frames=clips * config.clip_frames)
-        now.append(drawn["clip"])
-        goal.append(drawn["goal"])
-    now, goal = torch.cat(now), torch.cat(goal)
-    needed = torch.full((len(now),), most + 1)
+    states, _, _ = hjepa.draw_sequences(world, config, n, config.test_seed, "oracle", "cpu")
+    ahead = torch.arange(n) % most + 1
+    now, goal = states[:, 0], states[torch.arange(n), ahead]
+    needed = torch.full((n,), most + 1)
     budget = dict(samples=config.samples, iterations=config.iterations, elites=config.elites)
     for clips in range(most, 0, -1):
         gens = [hjepa.generator(config.test_seed, f"oracle {clips}", i) for i in range(len(now))]

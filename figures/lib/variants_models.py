@@ -76,14 +76,16 @@ def with_average_target(config):
     return model
 
 
-@torch.no_grad()
 def follow(model, momentum):
     """target = m target + (1 - m) context, m from `momentum` to 1 in a straight line over the whole
-    training (I-JEPA)."""
+    training (I-JEPA). Without gradients, where nothing is trained, it stays."""
+    if not torch.is_grad_enabled():
+        return
     share = count_step(model) / model.total_steps
     momentum = momentum + (1 - momentum) * share
-    for average, weight in zip(model.target.parameters(), model.context.parameters()):
-        average.lerp_(weight, 1 - momentum)
+    with torch.no_grad():
+        for average, weight in zip(model.target.parameters(), model.context.parameters()):
+            average.lerp_(weight, 1 - momentum)
 
 
 # ---- more signals

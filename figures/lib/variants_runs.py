@@ -38,13 +38,17 @@ def folder_of(study, training):
     return study.home / f"{name}-{training.epochs}-{training.seed}-{training.value:g}"
 
 
+def claim_of(study, training):
+    """-> the folder whose lock says who works on a training."""
+    return study.home / "claims" / folder_of(study, training).name
+
+
 @contextlib.contextmanager
 def claim(study, training):
     """Yields whether this process may work on a training. The claim ends with the process."""
     with contextlib.ExitStack() as stack:
         try:
-            lock = study.home / "claims" / folder_of(study, training).name
-            stack.enter_context(hjepa.locked(lock))
+            stack.enter_context(hjepa.locked(claim_of(study, training)))
             free = True
         except hjepa.Refusal:
             free = False
@@ -95,8 +99,8 @@ def read_note(study, training, name, made_with):
     wanted = plain_config(study, training)
     differ = [key for key in wanted if config.get(key) != wanted[key]]
     if differ:
-        raise hjepa.Refusal(f"{path.parent} was trained with another {', '.join(differ)}: if the run "
-                            "has changed, move its variants away, or name another --run")
+        raise hjepa.Refusal(f"{path.parent} was trained with another {', '.join(differ)}: move it away, "
+                            "or name another --run")
     return note if made == made_with else None
 
 
@@ -208,9 +212,10 @@ def state(study, training, made_with):
     """-> one word for the table."""
     if read_note(study, training, "measured.json", made_with) is not None:
         return "measured"
-    with claim(study, training) as free:
-        if not free:
-            return "at work"
+    if claim_of(study, training).exists():
+        with claim(study, training) as free:
+            if not free:
+                return "at work"
     done = epochs_done(folder_of(study, training))
     return f"{done} of {training.epochs}" if done else "-"
 
