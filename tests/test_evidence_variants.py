@@ -514,6 +514,12 @@ def test_the_default_stays_unless_another_value_is_clearly_better(tmp_path):
     assert runs.chosen_value(study, "SIGReg") == 2.0
     note(study, trials[2], [[1] * 50, [1] * 50])
     assert runs.chosen_value(study, "SIGReg") == 8.0
+    for trial in trials:
+        (runs.folder_of(study, trial) / "last.pt").write_bytes(b"weights")
+    runs.drop_losers(study, "SIGReg", None)
+    assert len(list(tmp_path.rglob("last.pt"))) == 3
+    runs.drop_losers(study, "SIGReg", 8.0)
+    assert list(tmp_path.rglob("last.pt")) == [runs.folder_of(study, trials[2]) / "last.pt"]
 
 
 def test_a_training_is_taken_once(tmp_path):

@@ -61,5 +61,8 @@ def ranks(x):
 
 
 def spearman(a, b):
-    """Two tensors (N,) -> their rank correlation."""
-    return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].item()
+    """Two tensors (N,) -> their rank correlation; None if one of them never changes."""
+    places = torch.stack([ranks(a), ranks(b)])
+    if (places == places[:, :1]).all(1).any():
+        return None
+    return torch.corrcoef(places)[0, 1].item()

@@ -138,8 +138,9 @@ def calibration_columns(run, z):
 
 
 def finite(columns):
-    """-> the same, None for what is not finite: a correlation with a constant, an R2 of nothing."""
-    return {key: value if math.isfinite(value) else None for key, value in columns.items()}
+    """-> the same, None for what is no number: a correlation with a constant, an R2 of nothing."""
+    return {key: None if value is None or not math.isfinite(value) else value
+            for key, value in columns.items()}
 
 
 # ---- all of it

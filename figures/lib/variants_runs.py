@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 
 import hjepa
@@ -99,8 +100,8 @@ def read_note(study, training, name, made_with):
     wanted = plain_config(study, training)
     differ = [key for key in wanted if config.get(key) != wanted[key]]
     if differ:
-        raise hjepa.Refusal(f"{path.parent} was trained with another {', '.join(differ)}: move it away, "
-                            "or name another --run")
+        raise hjepa.Refusal(f"{path.parent} was trained with another {', '.join(differ)}: move it "
+                            "away, or name another --run")
     return note if made == made_with else None
 
 
@@ -206,6 +207,15 @@ def chosen_value(study, name):
     return lists.VARIANTS[name].values[best]
 
 
+def drop_losers(study, name, value):
+    """Once a value is chosen, the checkpoints of the other trials go: 100 MB each at full size.
+    Their notes and logs stay."""
+    for trial in trials_of(study, name):
+        if value not in (None, trial.value):
+            for checkpoint in folder_of(study, trial).rglob("last.pt"):
+                checkpoint.unlink(missing_ok=True)
+
+
 # ---- what there is to do
 
 def state(study, training, made_with):
@@ -244,36 +254,6 @@ def table(study, names, lengths, seeds, made_with):
     return lines
 
 
-def work(study, names, lengths, seeds, made_with, measure_one):
-    """Does all that is not done and that no other process holds: trials first, then trainings, the
-    short ones first. measure_one(training) writes measured.json.
-
-    -> what is still missing, because another process is at it: [Training], with value None where
-    that is not chosen yet.
-    """
-    while True:
-        progressed = False
-        for name in names:
-            for trial in trials_of(study, name):
-                progressed |= take(study, trial, lambda: tried(study, trial) is None,
-                                   lambda: try_value(study, trial))
-        values = {name: chosen_value(study, name) for name in names}
-        missing = []
-        for epochs in lengths:
-            for seed in seeds:
-                for name in names:
-                    training = Training(name, epochs, seed, values[name])
-
-                    def is_open():
-                        return read_note(study, training, "measured.json", made_with) is None
-                    if values[name] is not None:
-                        progressed |= take(study, training, is_open, lambda: measure_one(training))
-                    if values[name] is None or is_open():
-                        missing.append(training)
-        if not progressed or not missing:
-            return missing
-
-
 def take(study, training, is_open, do):
     """Claims a training and does what is open, unless another process holds it or has just done it.
     -> whether something was done."""
@@ -284,3 +264,40 @@ def take(study, training, is_open, do):
             return False
         do()
         return True
+
+
+def do_trials(study, name):
+    """Tries what is not tried and not held -> whether something was done."""
+    done = False
+    for trial in trials_of(study, name):
+        done |= take(study, trial, lambda: tried(study, trial) is None,
+                     lambda: try_value(study, trial))
+    return done
+
+
+def work(study, names, lengths, seeds, made_with, measure_one):
+    """Does all that is not done and that no other process holds, the short trainings first.
+    measure_one(training) writes measured.json.
+
+    -> what is still missing, because another process is at it: [Training], with value None where
+    that is not chosen yet.
+    """
+    while True:
+        progressed = False
+        missing = []
+        values = {}
+        for epochs, seed, name in itertools.product(lengths, seeds, names):
+            if values.get(name) is None:
+                progressed |= do_trials(study, name)
+                values[name] = chosen_value(study, name)
+                drop_losers(study, name, values[name])
+            training = Training(name, epochs, seed, values[name])
+
+            def is_open():
+                return read_note(study, training, "measured.json", made_with) is None
+            if values[name] is not None:
+                progressed |= take(study, training, is_open, lambda: measure_one(training))
+            if values[name] is None or is_open():
+                missing.append(training)
+        if not progressed or not missing:
+            return missing
