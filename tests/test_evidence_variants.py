@@ -51,10 +51,11 @@ def noise(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def batch(n=8):
-    """Observed clips and forces of real sequences."""
+@functools.cache
+def batch():
+    """Observed clips and forces of 8 real sequences."""
     gen = torch.Generator().manual_seed(1)
-    states, forces, _ = hjepa.make_sequences(WORLD, n, 4, gen, 4)
+    states, forces, _ = hjepa.make_sequences(WORLD, 8, 4, gen, 4)
     return WORLD.observe(states), forces
 
 
@@ -351,7 +352,7 @@ def test_contacts_and_momentum_are_read_from_the_observation():
 def test_roll_outs_from_every_clip_are_their_literal_formula():
     obs, forces = batch()
     for name, most in (("one-step training", 1), ("from every clip, 2 steps", 2),
-                       ("from every clip, 5 steps", 3)):                  # there are 3 clips to come
+                       ("from every clip, 5 steps", 3)):                 # 3 clips are to come
         model, _, terms = terms_of(name)
         t1 = [model.target(obs[:, k])[0] for k in range(4)]
         by_length = {k: [] for k in range(1, most + 1)}
@@ -542,6 +543,7 @@ def test_ranks_share_the_place_of_equal_numbers():
     a = torch.tensor([1.0, 2.0, 2.0, 4.0])
     assert spaces.spearman(a, a.exp()) == pytest.approx(1)
     assert spaces.spearman(a, -a) == pytest.approx(-1)
+    assert spaces.spearman(a, torch.ones(4)) is None
 
 
 def test_the_oracle_needs_as_many_clips_as_a_goal_is_far():
