@@ -563,7 +563,8 @@ class Predictor(nn.Module):
     """z (N, D), forces (N, clips actions) -> the embedding that follows (N, D).
 
     P1 takes one force, P2 all forces of a macro-event, side by side. With clips > 1 each block is
-    modulated by one force only: the first blocks by the first force, the last by the last.
+    modulated by one force only: the first blocks by the first force, the last by the last. So there
+    must be as many blocks as clips, or more.
     needs: AdaptiveBlock
     """
 
@@ -816,7 +817,8 @@ def similarity_terms(e):
 def guess_error(model, e, forces):
     """Embeddings, forces (B, K, A) -> dict(guess): mean squared error of the first guess.
 
-    Every other sample has its goal at the last clip, the others at clips 1, 2, ... K in turn.
+    Every other sample has its goal at the last clip, the others at clips 1, 2, ... K in turn. With
+    several processes that is counted in each: a share that 2 K does not divide has other goals.
     """
     batch, clips = forces.shape[:2]
     number = torch.arange(batch, device=forces.device)
@@ -962,7 +964,7 @@ def change_metric(change, ease):
     if ease == 0:
         return torch.eye(len(change), device=change.device)
     values, directions = torch.linalg.eigh(change.float().cpu())          # not on every device
-    values = values.clamp_min(0)
+    values = values.clamp_min(1e-12)                                      # all 0: the plain distance
     scale = (values + ease * values.mean()).rsqrt()
     scale = scale / scale.square().mean().sqrt()
     return (directions * scale).to(change.device)
@@ -1012,9 +1014,10 @@ def first_guess(model, clip, goal, left, limit=2.0):
     """
     answers = []
     for number in range(8):
-        bits = torch.tensor([number & 1, number & 2, number & 4], device=clip.device) > 0
-        bits = bits.expand(len(clip), 3)
-        flip, swap = bits[:, :2], bits[:, 2]
+        digits = [number % 2, number // 2 % 2, number // 4]               # binary: flip x, y, swap
+        mirror = torch.tensor(digits, device=clip.device) == 1
+        mirror = mirror.expand(len(clip), 3)
+        flip, swap = mirror[:, :2], mirror[:, 2]
         z1, z2 = model.context(reflect(clip, flip, swap))
         t1, _ = model.target(reflect(goal, flip, swap))
         clips_left = torch.full_like(swap, left, dtype=torch.long)
@@ -1026,9 +1029,12 @@ def first_guess(model, clip, goal, left, limit=2.0):
 
 
 def cheaper_of(cost, plan, other):
-    """Plans (B, K, A) twice -> for each goal the one that costs less.  needs: better_of"""
-    plan_cost = cost(plan[:, None])[:, 0]
-    other_cost = cost(other[:, None])[:, 0]
+    """Plans (B, K, A) twice -> for each goal the one that costs less.  needs: better_of
+
+    A cost of NaN counts as infinitely bad.
+    """
+    plan_cost = cost(plan[:, None])[:, 0].nan_to_num(nan=math.inf, posinf=math.inf)
+    other_cost = cost(other[:, None])[:, 0].nan_to_num(nan=math.inf, posinf=math.inf)
     plan, _ = better_of(plan, plan_cost, other, other_cost)
     return plan
 
@@ -1241,6 +1247,9 @@ class Config:
             raise ValueError("elites must not be more than samples")
         if self.batch > self.sequences:
             raise ValueError("batch is larger than sequences")
+        if self.in_turn and self.macro_blocks < self.event_clips:
+            raise ValueError("macro_blocks must be at least event_clips: in_turn gives each force "
+                             "a block")
         if self.guess_weight > 0 and self.guess_width == 0:
             raise ValueError("guess_weight is above 0 without a first guess: give guess_width, too")
         if self.substeps < self.needed_substeps():
@@ -1315,16 +1324,41 @@ REACHED = 0.1
 STRICT = 0.05
 
 
-def draw_sequences(world, config, n, seed, purpose, device):
-    """make_sequences for a Config: n of one macro-event each, drawn by (seed, purpose).
+def draw_sequences(world, config, n, seed, purpose, device, index=0):
+    """make_sequences for a Config: n of one macro-event each, drawn by (seed, purpose, index).
 
     -> states (n, event_clips + 1, clip_frames, bodies, 4), forces (n, event_clips, A), contacts.
     """
     clips = config.event_clips + 1
     bodies = len(config.masses)
     refuse_too_many(n, 64 * n * bodies * max(clips * config.clip_frames, bodies))
-    return make_sequences(world, n, clips, generator(seed, purpose), config.clip_frames,
+    return make_sequences(world, n, clips, generator(seed, purpose, index), config.clip_frames,
                           config.start_speed, device)
+
+
+class Sieve:
+    """Keeps the first `wanted` sequences of one kind."""
+
+    def __init__(self, wanted):
+        self.wanted = wanted
+        self.states, self.forces = [], []
+        self.ordinary = None                    # how many there are in a first, ordinary draw
+
+    def missing(self):
+        """-> how many are still to be found."""
+        return self.wanted - sum(len(states) for states in self.states)
+
+    def add(self, states, forces, kind):
+        """Sequences, and which of them are of this kind (n,)."""
+        if self.ordinary is None:
+            self.ordinary = int(kind.sum())
+        pick = kind.nonzero()[:self.missing(), 0]
+        self.states.append(states[pick])
+        self.forces.append(forces[pick])
+
+    def shares(self):
+        """-> (wanted,): how many of this kind are ordinary, over how many are kept."""
+        return torch.full((self.wanted,), self.ordinary / max(self.wanted, 1))
 
 
 def draw_training(world, config, device):
@@ -1334,38 +1368,26 @@ def draw_training(world, config, device):
     In a share of config.contact_share bodies meet after clip 0; with 0 they are taken as they come.
     """
     n = config.sequences
-    drawn = draw_sequences(world, config, n, config.seed, "train", device)
-    states, forces, contacts = drawn
     if config.contact_share == 0:
+        states, forces, _ = draw_sequences(world, config, n, config.seed, "train", device)
         return states, forces, torch.ones(n, device=device)
 
-    wanted = {True: round(config.contact_share * n)}
-    wanted[False] = n - wanted[True]
-    ordinary = {}
-    kept = {True: [], False: []}
-    missing = dict(wanted)
-    index = 0
-    while sum(missing.values()) > 0:
-        if index == 100:
-            raise Refusal(f"contact_share is {config.contact_share}: such sequences are too rare")
-        if index > 0:
-            drawn = make_sequences(world, n, config.event_clips + 1,
-                                   generator(config.seed, "train", index), config.clip_frames,
-                                   config.start_speed, device)
-        states, forces, contacts = drawn
+    meeting = Sieve(round(config.contact_share * n))
+    alone = Sieve(n - meeting.wanted)
+    for index in range(100):
+        states, forces, contacts = draw_sequences(world, config, n, config.seed, "train", device,
+                                                  index)
         meet = contacts[:, 1:].flatten(1).any(1)
-        for kind in kept:
-            pick = (meet == kind).nonzero()[:, 0]
-            if index == 0:
-                ordinary[kind] = len(pick)
-            pick = pick[:missing[kind]]
-            missing[kind] -= len(pick)
-            kept[kind].append((states[pick], forces[pick]))
-        index += 1
-    parts = kept[True] + kept[False]
-    states, forces = (torch.cat(pieces) for pieces in zip(*parts))
-    shares = [torch.full((wanted[kind],), ordinary[kind] / max(wanted[kind], 1)) for kind in kept]
-    return states, forces, torch.cat(shares).to(device)
+        meeting.add(states, forces, meet)
+        alone.add(states, forces, ~meet)
+        if meeting.missing() + alone.missing() == 0:
+            break
+    else:
+        raise Refusal(f"contact_share is {config.contact_share}: such sequences are too rare")
+    states = torch.cat(meeting.states + alone.states)
+    forces = torch.cat(meeting.forces + alone.forces)
+    shares = torch.cat([meeting.shares(), alone.shares()])
+    return states, forces, shares.to(device)
 
 
 @torch.no_grad()
@@ -1490,10 +1512,14 @@ def probe_targets(states, masses):
     return targets
 
 
-def without_contacts(world):
-    """-> the same box with the same walls and forces, whose bodies pass through each other."""
-    return World(world.masses, world.radii[0] / math.sqrt(world.masses[0]), world.dt,
-                 world.substeps, world.force_limit, contacts=False)
+def without_contacts(world, frames=1):
+    """-> the same box with the same walls and forces, whose bodies pass through each other.
+
+    One of its frames is as long as `frames` of the given world. Then flight is exact in one step.
+    """
+    radius = world.radii[0] / math.sqrt(world.masses[0])
+    return World(world.masses, radius, frames * world.dt, substeps=1,
+                 force_limit=world.force_limit, contacts=False)
 
 
 def make_goals(world, n, clips, gen, clip_frames=5, speed=0.3):
@@ -1576,15 +1602,15 @@ def run_planner(name, model, world, config, clip, goal, gens, clips=None):
         if name == "zero":
             forces = torch.zeros_like(forces)
         if name == "first guess":
+            if clips > config.event_clips:
+                raise ValueError(f"the first guess sees {config.event_clips} clips ahead, "
+                                 f"not {clips}")
             forces = guess(clip, clips)
         states, _ = world.rollout(clip[:, -1], forces, clip_frames)
         return states, forces
 
     if name == "fly and fold":
-        # Without contacts flight is exact in one step, so a frame may be as long as a clip.
-        blind = without_contacts(world)
-        blind.dt = clip_frames * world.dt
-        blind.substeps = 1
+        blind = without_contacts(world, clip_frames)
 
         def cost_to_go(now, left):
             return simulated_cost(blind, now, goal, 1)
@@ -2155,8 +2181,9 @@ def draw_plans(args):
                        generator(config.test_seed, "tasks"), config.clip_frames, config.start_speed)
     frames = config.event_clips * config.clip_frames
     print(f"{config.goals} test goals, {frames} frames ahead; CEM {config.samples} x "
-          f"{config.iterations} with {config.elites} elites; metric of change with ease "
-          f"{config.ease1:g} and {config.ease2:g}")
+          f"{config.iterations} with {config.elites} elites")
+    if hasattr(model, "guess"):
+        print(f"from guess: metric of change with ease {config.ease1:g} and {config.ease2:g}")
 
     rows, episodes = [], {}
     arrays = {"contact": goals["contact"].numpy()}
@@ -2517,7 +2544,7 @@ def check_checkpoint(saved, build=build_model):
     with torch.device("meta"):
         model = build(config)
     model.load_state_dict(dict(saved["model"]), assign=True)
-    if not all(p.isfinite().all() for p in model.parameters()):
+    if not all(part.isfinite().all() for part in model.state_dict().values()):
         raise ValueError("a weight is not finite")
     optimizer = make_optimizer(model, config, torch.device("cpu"))
     optimizer.load_state_dict(saved["optimizer"])
@@ -2589,9 +2616,11 @@ def make_loss(model, objective, weights, device, precision, size):
     box = [precision]
     torch.distributed.broadcast_object_list(box, device=device)
     # Maps or first guess without a weight get no gradient: they must be looked for in each step.
+    idle_maps = weights["map"] == 0
+    idle_guess = hasattr(model, "guess") and weights["guess"] == 0
     learner = nn.parallel.DistributedDataParallel(
         Learner(model, objective, weights),
-        find_unused_parameters=0 in (weights["map"], weights["guess"]))
+        find_unused_parameters=idle_maps or idle_guess)
     return learner, box[0]
 
 

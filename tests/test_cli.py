@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import hjepa
-from conftest import ROOT, command, saved, snapshot
+from conftest import ROOT, command, same_runs, saved, snapshot, stop_before
 
 SMOKE = ["train", "--preset", "smoke"]
 DRAWING = ("curves", "diagnose", "probe", "plan")
@@ -179,6 +179,76 @@ def test_plan_searches_as_it_is_told(smoke, tmp_path, monkeypatch):
     record = json.loads((tmp_path / "plan.json").read_text())
     assert [record[name] for name in ("n", "samples", "iterations", "elites", "ease1")] == [
         1, 6, 2, 2, 1]
+
+
+# A run with all that the smoke preset leaves out.
+
+GUESSING = ["--guess-width", 32, "--guess-weight", 5, "--sim-weight", 5, "--contact-share", 0.5,
+            "--in-turn", "--macro-blocks", 5, "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def guessing(tmp_path_factory):
+    """A run directory of the smoke preset with a first guess. Read it, never write."""
+    run = tmp_path_factory.mktemp("guessing") / "run"
+    done = command(*SMOKE, *GUESSING, "--run", run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_a_first_guess_is_trained_and_shown_term_by_term(guessing):
+    history = saved(guessing)["history"]
+    assert {"sim1", "sim2", "guess"} <= history[0].keys()
+    assert history[2]["guess"] < history[0]["guess"]
+    assert history[2]["composite"] < history[0]["composite"]
+    model, config = hjepa.load(guessing)
+    assert config.guess_width == 32
+    start = hjepa.build_model(config).state_dict()
+    assert all(not torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+def test_a_first_guess_resumes_bitwise(guessing, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_before(patch, 1)
+        assert command(*SMOKE, *GUESSING, "--run", run).returncode == 130
+    assert saved(run)["epoch"] == 1
+    assert command(*SMOKE, *GUESSING, "--run", run).returncode == 0
+    assert same_runs(guessing, run)
+
+
+def test_plan_tries_what_a_first_guess_makes_possible(guessing, tmp_path):
+    """All planners, more than there are colours; the metric's ease is any number."""
+    done = command("plan", "--run", guessing, "--out", tmp_path, "--goals", 2, "--ease1", 0.25,
+                   "--ease2", 0)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert [row["planner"] for row in record["rows"]] == list(hjepa.PLANNERS)
+    assert (record["ease1"], record["ease2"]) == (0.25, 0)
+    assert "ease 0.25 and 0" in done.stdout
+    with np.load(tmp_path / "plan.npz") as stored:
+        for planner in hjepa.PLANNERS:
+            assert stored[f"errors/{planner}"].shape == (2, 3)
+    assert (tmp_path / "plan.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_curves_have_a_panel_for_what_was_trained(smoke, guessing, tmp_path, monkeypatch):
+    drawn = []
+    real = hjepa.save_figure
+
+    def save_figure(out, name, figure, *rest):
+        drawn.append({ax.get_title(): [line.get_label() for line in ax.lines]
+                      for ax in figure.axes})
+        real(out, name, figure, *rest)
+    monkeypatch.setattr(hjepa, "save_figure", save_figure)
+    for run in (smoke, guessing):
+        assert command("curves", "--run", run, "--out", tmp_path).returncode == 0
+    without, with_guess = drawn
+    more = set(with_guess) - set(without)
+    assert more == {"similarity and first guess"}
+    assert with_guess["similarity and first guess"] == ["sim1", "sim2", "guess"]
+    assert without["prediction and maps"] == ["pred1", "pred2", "bridge", "lift"]
+    assert len(without) == 5
 
 
 def test_figures_of_a_half_trained_run_say_how_far_it_was_trained(smoke, tmp_path):

@@ -443,8 +443,25 @@ def test_a_world_without_contacts_is_the_same_in_all_else():
     assert world.contacts
     assert not ghosts.contacts
     assert ghosts.radii == pytest.approx(world.radii)
-    for name in ("masses", "dt", "substeps", "force_limit"):
+    for name in ("masses", "dt", "force_limit"):
         assert getattr(ghosts, name) == getattr(world, name)
+
+
+def test_without_contacts_a_frame_may_be_as_long_as_a_clip():
+    """Walls are met on the way, more than once: flight is exact in one step."""
+    world = World()
+    start = world.reset(64, gen(0), speed=1.0)
+    forces = world.random_forces(64, 5, gen(1))
+    path, _ = hjepa.without_contacts(world).rollout(start, forces, 5)
+    leaps, _ = hjepa.without_contacts(world, 5).rollout(start, forces, 1)
+    torch.testing.assert_close(leaps, path[:, 4::5], atol=1e-5, rtol=1e-5)
+
+
+def test_the_first_guess_alone_refuses_what_it_does_not_see(guessing):
+    model, world, goals = guessing
+    with pytest.raises(ValueError, match="sees 5 clips ahead, not 6"):
+        hjepa.run_planner("first guess", model, world, GUESSING, goals["clip"], goals["goal"],
+                          [gen(i) for i in range(3)], clips=6)
 
 
 def test_a_simulated_cost_is_how_far_from_their_goals_bodies_end():
@@ -458,13 +475,14 @@ def test_a_simulated_cost_is_how_far_from_their_goals_bodies_end():
         for s in range(4):
             states, _ = world.rollout(goals["clip"][b:b + 1, -1], plans[b:b + 1, s])
             gap = states[0, -1, :, :2] - goals["goal"][b, -1, :, :2]
-            assert cost[b, s].item() == pytest.approx(gap.square().mean().item(), rel=1e-4, abs=1e-9)
+            expected = gap.square().mean().item()
+            assert cost[b, s].item() == pytest.approx(expected, rel=1e-4, abs=1e-9)
     assert cost[:, 0].max() < 1e-8                                        # the hidden forces arrive
 
 
 def test_contact_matters_if_flying_through_ends_elsewhere():
     world = World()
-    goals = make_goals(world, 60, 5, gen(7))
+    goals = make_goals(world, 400, 5, gen(7))
     ghosts = World(contacts=False)
     through, contacts = ghosts.rollout(goals["clip"][:, -1], goals["forces"])
     assert not contacts.any()
@@ -533,7 +551,7 @@ def test_order_of_distances_is_a_rank_correlation():
             near.append((move[-1].flatten() @ mix).norm().item())
         ranks = [np.argsort(np.argsort(values)) for values in (near, apart)]
         scores.append(np.corrcoef(*ranks)[0, 1])
-    assert got == pytest.approx(np.mean(scores), abs=1e-2)
+    assert got == pytest.approx(np.mean(scores), abs=1e-5)
 
 
 # Training sequences

@@ -521,7 +521,7 @@ def test_shares_reach_the_predictions_of_the_objective():
 
 
 def test_shares_weigh_the_gradient_of_targets_and_nothing_else():
-    """The values stay; a sample of share 2 pulls its target twice as hard, its prediction as ever."""
+    """The values stay. Share 2 pulls a target twice as hard, a prediction as ever."""
     shares = torch.tensor([2.0, 0.5, 1.0, 0.0])
     e = {name: torch.randn(5, 4, 3, generator=gen(i)).requires_grad_()
          for i, name in enumerate(("p1", "t1"))}

@@ -48,17 +48,21 @@ def gap(a, b):
 
 
 @pytest.mark.parametrize("settings, tolerance, terms", [
-    ({}, 1e-5, 1e-5), ({"precision": "bf16", "map_weight": 0.0}, 0.1, 2e-2)])
+    ({}, 1e-5, 1e-5), ({"precision": "bf16", "map_weight": 0.0}, 0.1, 2e-2),
+    ({"guess_width": 16, "guess_weight": 5.0, "sim_weight": 5.0, "contact_share": 0.5,
+      "sequences": 80, "batch": 80}, 1e-5, 1e-5),
+    ({"guess_width": 16}, 1e-5, 1e-5)])
 def test_one_step_of_two_processes_has_the_gradients_of_one(tmp_path, settings, tolerance, terms):
-    """In bf16 one process alone is 0.07 from its own float32 gradients."""
-    config = dataclasses.replace(TINY, **ONE_STEP, **settings)
+    """In bf16 one process alone is 0.07 from its own float32 gradients. Goals of a first guess lie
+    1 to 5 clips ahead in turn, ten samples a round: each half of a batch of 80 has whole rounds."""
+    config = dataclasses.replace(TINY, **{**ONE_STEP, **settings})
     hjepa.train(config, tmp_path / "one")
     done = two_processes(config, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     one, two = moments(tmp_path / "one"), moments(tmp_path / "two")
     assert gap(two, one) < tolerance
     for a, b in zip(*(saved(tmp_path / name)["history"] for name in ("two", "one"))):
-        for term in b.keys() - {"seconds", "std_min", "std_avg", "rank"}:
+        for term in b.keys() - {"seconds", "std_min", "std_avg", "rank", "order_t1", "order_t2"}:
             assert a[term] == pytest.approx(b[term], rel=terms, abs=terms), term
 
 

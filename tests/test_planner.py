@@ -387,6 +387,22 @@ def test_the_cheaper_of_two_plans_is_taken_goal_by_goal():
     assert cheaper_of(cost, a, b).flatten().tolist() == [1.0, 3.0]
 
 
+def test_a_plan_whose_cost_is_not_a_number_is_the_dearer_one():
+    nan = torch.tensor([math.nan, 1.0, math.nan])[:, None, None]
+    two = torch.tensor([2.0, math.nan, math.nan])[:, None, None]
+
+    def cost(plans):
+        return plans.sum((-1, -2))
+    cheaper = cheaper_of(cost, nan, two).flatten()
+    assert cheaper[:2].tolist() == [2.0, 1.0]
+    assert cheaper[2].isnan()                                   # neither has a cost: the first
+
+
+def test_where_nothing_changes_the_distance_is_plain():
+    """An embedding that is the same for all clips: a metric of nan would make every plan fail."""
+    torch.testing.assert_close(change_metric(torch.zeros(3, 3), 0.1), torch.eye(3))
+
+
 @pytest.mark.parametrize("plan", [plan_once, replan])
 def test_a_perfect_guess_is_kept(plan):
     world = World()

@@ -1,7 +1,6 @@
 """Hours without anyone watching: kills, full disks, two writers, NaN, memory, ctrl-c, and no code
 from files. The long form of the first is `python tests/kill.py --times 50`."""
 import ast
-import dataclasses
 import gc
 import io
 import json
@@ -192,7 +191,7 @@ def test_the_precision_is_measured_once_and_a_little_load_does_not_change_it(tmp
 @pytest.mark.parametrize("planner", hjepa.PLANNERS)
 def test_a_goal_does_not_see_how_many_others_there_are(planner):
     world = hjepa.build_world(TINY)
-    model = hjepa.build_model(dataclasses.replace(TINY, guess_width=16))
+    model = hjepa.build_model(tiny(guess_width=4))
     device = torch.device("cpu")
     goals = hjepa.make_goals(world, 4, TINY.event_clips, hjepa.generator(0, "tasks"),
                              TINY.clip_frames)
