@@ -548,7 +548,7 @@ def test_ranks_share_the_place_of_equal_numbers():
 
 def test_the_oracle_needs_as_many_clips_as_a_goal_is_far():
     """It needs no more than the goal is ahead, and goals far ahead need more."""
-    config = hjepa.Config(samples=60, iterations=4, elites=6)
+    config = hjepa.Config(samples=40, iterations=4, elites=5)
     _, _, needed = judge.oracle_clips(config, hjepa.build_world(config), 10)
     ahead = torch.arange(10) % 5 + 1
     assert needed.shape == (10,) and (needed <= ahead).float().mean() > 0.8
@@ -629,8 +629,6 @@ def test_runs_as_a_user_runs_it_is_stopped_and_goes_on(place, monkeypatch):
                 "landscape t1 reached", "sequences per second"):
         assert np.isfinite(arrays[f"columns/{key}"]).any(), key
 
-    again = study(place, *only)                                           # only reads
-    assert again.returncode == 0 and "epochs done" not in again.stdout
 
     # A row is what the planner does with the weights that lie there.
     model, config = hjepa.load(place / "variants" / "the-run-2-0-1")
@@ -647,6 +645,8 @@ def test_runs_as_a_user_runs_it_is_stopped_and_goes_on(place, monkeypatch):
     (trained / "measured.json").write_text(kept[:50])
     refused_with(study(place, *only, "--table"), "is damaged")
     (trained / "measured.json").write_text(kept)
+    again = study(place, *only, "--epochs", 1)
+    assert again.returncode == 0 and "epochs done" not in again.stdout
     assert study(place, *only, "--table").stdout.count("measured") == 4
 
 

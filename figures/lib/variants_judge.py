@@ -39,7 +39,8 @@ def oracle_clips(config, world, n):
     most = config.event_clips
     states, _, _ = hjepa.draw_sequences(world, config, n, config.test_seed, "oracle", "cpu")
     ahead = torch.arange(n) % most + 1
-    now, goal = states[:, 0], states[torch.arange(n), ahead]
+    now = states[:, 0]
+    goal = states[torch.arange(n), ahead]
     needed = torch.full((n,), most + 1)
     budget = dict(samples=config.samples, iterations=config.iterations, elites=config.elites)
     for clips in range(most, 0, -1):
@@ -109,8 +110,9 @@ def surprise_columns(run, world, n, device):
 def probe_columns(run, world, n, device):
     """-> R2 of what is read linearly from z1 and z2 of test worlds."""
     config = run.config
+    counts = {config.seed: 2 * n, config.validation_seed: n, config.test_seed: n}
     sets = []
-    for seed, count in ((config.seed, 2 * n), (config.validation_seed, n), (config.test_seed, n)):
+    for seed, count in counts.items():
         states, forces, _ = hjepa.draw_sequences(world, config, count, seed, "probe", device)
         z = hjepa.latents(run.model, world.observe(states), forces)
         sets.append((z, hjepa.probe_targets(states[:, 0, -1], config.masses)))

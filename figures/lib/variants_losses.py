@@ -59,8 +59,9 @@ def info_nce(p, t, temperature):
     p, t = p.float(), t.float()
     with torch.autocast(p.device.type, enabled=False):
         product = p @ t.transpose(-1, -2).contiguous()                    # (..., B, B)
-    squares = p.square().sum(-1)[..., :, None] + t.square().sum(-1)[..., None, :]
-    distance = (squares - 2 * product) / p.shape[-1]
+    p_square = p.square().sum(-1)[..., :, None]
+    t_square = t.square().sum(-1)[..., None, :]
+    distance = (p_square + t_square - 2 * product) / p.shape[-1]
     scores = -distance / temperature
     right = scores.log_softmax(-1).diagonal(dim1=-2, dim2=-1)             # (..., B)
     return -right.mean()
@@ -102,8 +103,10 @@ def impulses(obs, forces, masses, dt):
     states = obs.unflatten(-1, (-1, 4))                                   # (B, K, T, bodies, 4)
     velocity = states[..., 2:] / 2.0                                      # see World.observe
     frames = velocity.flatten(1, 2)
+    length = obs.shape[2]
     change = frames[:, 1:] - frames[:, :-1]
-    change = change[:, obs.shape[2] - 1:].unflatten(1, (-1, obs.shape[2]))
+    change = change[:, length - 1:]                                       # without clip 0's own
+    change = change.unflatten(1, (-1, length))                            # (B, K - 1, T, bodies, 2)
     push = forces.unflatten(-1, (-1, 2))[:, :, None]                      # (B, K - 1, 1, bodies, 2)
     masses = obs.new_tensor(masses)[:, None]
     return masses * change - push * dt

@@ -38,8 +38,9 @@ def weighted_targets(e):
 def all_deep_targets(model, obs):
     """obs (B, K, T, F) -> t2 of each later clip (K - 1, B, D)."""
     batch, clips = obs.shape[:2]
-    later = obs[:, 1:].transpose(0, 1).flatten(0, 1)
-    return model.target(later)[1].unflatten(0, (clips - 1, batch))
+    later = obs[:, 1:].transpose(0, 1)                                    # (K - 1, B, T, F)
+    _, t2 = model.target(later.flatten(0, 1))
+    return t2.unflatten(0, (clips - 1, batch))
 
 
 # ---- against collapse
@@ -80,7 +81,8 @@ def average_target(model, *given, momentum, **functions):
 
 def stopped_errors(e):
     """prediction_errors without a gradient to the target encoder."""
-    return hjepa.prediction_errors({**e, "t1": e["t1"].detach(), "t2": e["t2"].detach()})
+    stopped = {"t1": e["t1"].detach(), "t2": e["t2"].detach()}
+    return hjepa.prediction_errors({**e, **stopped})
 
 
 def stopped_targets(*given, **functions):
@@ -163,21 +165,27 @@ def from_every_clip(most, *given, **functions):
     def embed(model, obs, forces):
         e = hjepa.embeddings(model, obs, forces)
         batch, clips = forces.shape[:2]
-        starts = obs[:, :-1].transpose(0, 1).flatten(0, 1)
-        z = model.context.shallow(model.context.tokens(starts))
+        starts = obs[:, :-1].transpose(0, 1)                              # (K - 1, B, T, F)
+        tokens = model.context.tokens(starts.flatten(0, 1))
+        z = model.context.shallow(tokens)
         z = z.unflatten(0, (clips, batch))                                # (K - 1, B, D)
         force = forces.transpose(0, 1)                                    # (K - 1, B, A)
-        e["steps"] = []                                                   # after k steps: (., B, D)
+        e["steps"] = []
         for k in range(min(most, clips)):
-            z = z[:clips - k]
-            z = model.short(z.flatten(0, 1), force[k:].flatten(0, 1)).unflatten(0, z.shape[:2])
+            # Start j is k steps on, in clip j + k. The last ones have arrived at the last clip.
+            begun = z[:clips - k]
+            z = model.short(begun.flatten(0, 1), force[k:].flatten(0, 1))
+            z = z.unflatten(0, begun.shape[:2])
             e["steps"].append(z)
         return e
 
     def predict(e):
         t1, t2 = weighted_targets(e)
-        errors = [F.mse_loss(p.float(), t1[k:]) for k, p in enumerate(e["steps"])]
-        return {"pred1": sum(errors) / len(errors), "pred2": F.mse_loss(e["p2"].float(), t2)}
+        errors = []
+        for k, p in enumerate(e["steps"]):
+            errors.append(F.mse_loss(p.float(), t1[k:]))
+        return {"pred1": sum(errors) / len(errors),
+                "pred2": F.mse_loss(e["p2"].float(), t2)}
     return hjepa.objective(*given, embed=embed, predict=predict, **functions)
 
 
