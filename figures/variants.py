@@ -72,6 +72,19 @@ def errors_of(notes, plan, seeds):
     return None if None in found else torch.tensor(found)
 
 
+def rounded(value):
+    """Numbers to four digits: the table has many."""
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def mean_column(notes, column):
+    """-> the mean of a column over seeds; None if one of them has no number there."""
+    values = [note["columns"].get(column) for note in notes.values()]
+    return None if None in values else sum(values) / len(values)
+
+
 def make_row(name, epochs, notes, of_run):
     """Notes of a variant and of the run (or None), both by seed -> a row of the JSON."""
     broken = [note["broken"] for note in notes.values() if note["broken"]]
@@ -96,19 +109,6 @@ def make_row(name, epochs, notes, of_run):
         if key != "macro_error" or "macro" in row:
             row[key] = mean_column(notes, column)
     return {key: rounded(value) for key, value in row.items()}
-
-
-def rounded(value):
-    """Numbers to four digits: the table has many."""
-    if isinstance(value, list):
-        return [rounded(part) for part in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def mean_column(notes, column):
-    """-> the mean of a column over seeds; None if one of them has no number there."""
-    values = [note["columns"].get(column) for note in notes.values()]
-    return None if None in values else sum(values) / len(values)
 
 
 def make_columns(found, contact):
@@ -154,17 +154,18 @@ def draw_dots(ax, rows, lengths, x, y):
     """A dot per row, coloured by family; a line joins the lengths of a variant, and its name stands
     at the longest one."""
     for name in {row["variant"]: None for row in rows}:
-        mine = [row for row in rows if row["variant"] == name
-                and row.get(x) is not None and row.get(y) is not None]
+        mine = [row for row in rows if row["variant"] == name]
+        mine = [row for row in mine if row.get(x) is not None and row.get(y) is not None]
         if not mine:
             continue
         colour = COLOURS[lists.VARIANTS[name].family]
-        ax.plot([row[x] for row in mine], [row[y] for row in mine], color=colour, lw=0.5, alpha=0.6)
+        at = [(row[x], row[y]) for row in mine]
+        ax.plot(*zip(*at), color=colour, lw=0.5, alpha=0.6)
         for row in mine:
             marker = MARKERS[lengths.index(row["epochs"]) % len(MARKERS)]
             ax.plot(row[x], row[y], marker, color=colour, ms=9 if name == "the run" else 5)
-        ax.annotate(name, (mine[-1][x], mine[-1][y]), fontsize=6, xytext=(4, 2),
-                    textcoords="offset points", color=colour)
+        ax.annotate(name, at[-1], fontsize=6, xytext=(4, 2), textcoords="offset points",
+                    color=colour)
     ax.grid(color="0.9")
 
 
@@ -204,6 +205,8 @@ def check(args, config):
     if config.event_clips < 3 or config.clip_frames < 4:
         raise hjepa.Refusal("the variants need a run with 3 clips or more in a macro-event and 4 "
                             "frames or more in a clip")
+    if config.shared:
+        raise hjepa.Refusal("the run has one encoder for context and target: the variants need two")
     for name in args.only or ():
         if lists.as_the_run(name, config):
             raise hjepa.Refusal(f"--only {name!r}: this run is already trained so")

@@ -673,6 +673,11 @@ def test_a_training_that_breaks_down_is_a_result_and_the_study_goes_on(place, tm
 
 
 def test_what_cannot_be_studied_is_refused_in_one_line(place, tmp_path):
+    args = variants.make_parser().parse_args(["--seeds", "0"])
+    for settings in ({"shared": True}, {"clip_frames": 3}, {"event_clips": 2, "clip_frames": 4}):
+        config = tiny(**{"force_limit": 6.0, **settings})
+        with pytest.raises(hjepa.Refusal, match="variants need"):
+            variants.check(args, config)
     for flags, words in ((("--only", "nothing"), "invalid choice"),
                          (("--only", "contacts in 24 %"), "already trained so"),
                          (("--epochs", 3, 3), "twice"), (("--epochs", 0), "--epochs is 0"),

@@ -61,11 +61,11 @@ def distance_columns(run, world, clips, oracle, device):
         return run.model.target(world.observe(some.to(device)))[tap].float().cpu()
     now, goal, needed = oracle
     half = len(clips) // 2
-    apart = hjepa.distance(clips[:half, -1], clips[half:2 * half, -1]).amax(-1)
+    one, other = clips[:2 * half].split(half)
+    apart = hjepa.distance(one[:, -1], other[:, -1]).amax(-1)
     found = {}
     for tap, name in enumerate(TAPS):
-        z = embed(clips, tap)
-        far = (z[:half] - z[half:2 * half]).norm(dim=-1)
+        far = (embed(one, tap) - embed(other, tap)).norm(dim=-1)
         found[f"order far {name}"] = spaces.spearman(far, apart)
         to_go = (embed(now, tap) - embed(goal, tap)).norm(dim=-1)
         found[f"order clips {name}"] = spaces.spearman(to_go, needed.float())
