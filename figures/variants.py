@@ -125,8 +125,9 @@ def make_columns(found, contact):
             reached = goals.outcomes(errors)
             row[f"{plan} reached"] = reached["success"].mean()
             row[f"{plan} mean body"] = reached["mean_body"].mean()
-            row[f"{plan} contact"] = reached["success"][:, contact].mean()
-            row[f"{plan} no contact"] = reached["success"][:, ~contact].mean()
+            for which, who in (("contact", contact), ("no contact", ~contact)):
+                if who.any():
+                    row[f"{plan} {which}"] = reached["success"][:, who].mean()
             arrays[f"errors/{name}/{epochs}/{plan}"] = errors.amax(-1).numpy()
         table.append(row)
     for key in {key: None for row in table for key in row}:
