@@ -1028,6 +1028,20 @@ def first_guess(model, clip, goal, left, limit=2.0):
     return torch.stack(answers).mean(0).clamp(-limit, limit)
 
 
+@torch.no_grad()
+def goal_clip(world, state, clip_frames=5):
+    """state (N, bodies, 4) -> clip (N, T, bodies, 4) that ends in it: a goal, or a start, of your
+    own. No force acts in it. It is filmed by flying backwards from the state.
+
+    Ask world.check(state) first whether such a state can be.
+    """
+    turn = state.new_tensor([1.0, 1.0, -1.0, -1.0])
+    no_force = state.new_zeros(len(state), 1, 2 * state.shape[1])
+    back, _ = world.rollout(state * turn, no_force, clip_frames)
+    before = back[:, :clip_frames - 1].flip(1) * turn
+    return torch.cat([before, state[:, None]], 1)
+
+
 def cheaper_of(cost, plan, other):
     """Plans (B, K, A) twice -> for each goal the one that costs less.  needs: better_of
 
@@ -1573,11 +1587,25 @@ SEARCHES = {"macro open loop": ("macro", plan_once, False),
             "replanned from guess": ("short", replan, True)}
 PLANNERS = ("zero", "random", "fly and fold", "first guess", *SEARCHES)
 NEED_GUESS = tuple(name for name in PLANNERS if "guess" in name)
+ONE_JUMP = ("macro open loop", "macro from guess")
+ONE_EVENT = ("first guess", "short from guess", *ONE_JUMP)                # no farther goals
 
 
-def planners_of(model):
-    """-> the planners that a model has: those with a first guess need one."""
-    return [name for name in PLANNERS if hasattr(model, "guess") or name not in NEED_GUESS]
+def planners_of(model, clips, event_clips):
+    """-> the planners that a model has for goals `clips` clips ahead."""
+    left_out = set()
+    if not hasattr(model, "guess"):
+        left_out.update(NEED_GUESS)
+    if clips > event_clips:
+        left_out.update(ONE_EVENT)
+    if clips != event_clips:
+        left_out.update(ONE_JUMP)
+    return [name for name in PLANNERS if name not in left_out]
+
+
+def best_planner(model):
+    """-> the planner that reaches the most goals."""
+    return "replanned from guess" if hasattr(model, "guess") else "short replanned"
 
 
 @torch.no_grad()
@@ -1641,7 +1669,8 @@ def try_goals(planner, model, world, config, goals, seed, device):
         clip = goals["clip"][i:i + 1].to(device)
         goal = goals["goal"][i:i + 1].to(device)
         gens = [generator(seed, planner, i)]
-        states, forces = run_planner(planner, model, world, config, clip, goal, gens)
+        states, forces = run_planner(planner, model, world, config, clip, goal, gens,
+                                     goals["forces"].shape[1])
         all_states.append(states.cpu())
         all_forces.append(forces.cpu())
     states = torch.cat(all_states)
@@ -2116,7 +2145,7 @@ def draw_probes(args):
 
 def draw_frame(ax, world, path, goal, force=None):
     """path (T, bodies, 4), goal (bodies, 4), force (A,): bodies filled, goals dashed, forces as
-    arrows. Numpy arrays."""
+    arrows. The way of a body begins with a ring. Numpy arrays."""
     from matplotlib.patches import Circle
     ax.clear()
     ax.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
@@ -2128,91 +2157,226 @@ def draw_frame(ax, world, path, goal, force=None):
         there = goal[body, :2]
         ax.add_patch(Circle(there, radius, fill=False, ec=colour, lw=1.6, ls="--"))
         ax.plot(path[:, body, 0], path[:, body, 1], lw=1, color=colour)
+        ax.plot(path[0, body, 0], path[0, body, 1], "o", ms=4, mfc="white", color=colour)
         if force is not None:
             push = force[2 * body:2 * body + 2]
             ax.annotate("", here + 0.12 * push, here, arrowprops={"arrowstyle": "->"})
 
 
-def picture_of_plans(world, goals, number, rows, episodes):
-    """-> figure: where three planners end in one episode, and who reaches how many goals."""
-    figure, axes = new_figure(1, 4, 17, 4.2)
-    goal = goals["goal"][number, -1].numpy()
-    for ax, planner in zip(axes[0], ("zero", "macro open loop", "short replanned")):
-        errors, states, _ = episodes[planner]
-        draw_frame(ax, world, states[number], goal)
-        ax.set(title=f"{planner}: mean error {errors[number].mean():.3f}")
-    ax = axes[0, 3]
-    for i, row in enumerate(rows):
-        low, high = row["mean_body_ci"]
-        share = row["mean_body"]
-        whiskers = [[share - low], [high - share]]
-        ax.barh(i, share, color=COLOURS[i % len(COLOURS)], ecolor="0.4", xerr=whiskers)
-    ax.set_yticks(range(len(rows)), [row["planner"] for row in rows])
-    ax.set(title=f"share of {len(goals['goal'])} goals, mean body within {REACHED}", xlim=(0, 1))
-    ax.invert_yaxis()
+def picture_of_plans(world, flights, goal, rows, horizons):
+    """-> figure: where planners end in one episode, and who reaches how many goals.
+
+    flights: name -> states (T, bodies, 4). goal (bodies, 4). A panel for each, then for each of the
+    horizons, in frames.
+    """
+    panels = len(flights) + len(horizons)
+    figure, axes = new_figure(1, panels, 4.25 * panels, 4.2)
+    for ax, (planner, states) in zip(axes[0], flights.items()):
+        draw_frame(ax, world, states, goal)
+        gap = np.linalg.norm(states[-1, :, :2] - goal[:, :2], axis=-1)
+        ax.set(title=f"{planner}\nfarthest body {gap.max():.3f} away")
+    for ax, frames in zip(axes[0, len(flights):], horizons):
+        mine = [row for row in rows if row["frames"] == frames]
+        for i, row in enumerate(mine):
+            low, high = row["success_ci"]
+            share = row["success"]
+            whiskers = [[share - low], [high - share]]
+            ax.barh(i, share, color=COLOURS[0], ecolor="0.4", xerr=whiskers)
+        ax.set_yticks(range(len(mine)), [row["planner"] for row in mine])
+        ax.set(title=f"{frames} frames ahead\nworst body within {REACHED}", xlim=(0, 1))
+        ax.invert_yaxis()
     return figure
 
 
-def save_gif(path, world, states, goal, forces, clip_frames):
-    """An episode, states (T, bodies, 4), goal (bodies, 4), forces (K, A), in slow motion."""
+def save_gif(path, world, states, goal, forces, clip_frames, title):
+    """An episode, states (T, bodies, 4), goal (bodies, 4), forces (K, A), in slow motion. The last
+    frame stays for a second."""
     from matplotlib.animation import PillowWriter
     figure, axes = new_figure(1, 1, 4, 4.2)
-    writer = PillowWriter(fps=12)
+    frames_a_second = 12
+    writer = PillowWriter(fps=frames_a_second)
     with whole_file(path) as part:
         writer.setup(figure, part, dpi=90)
         for t in range(len(states)):
             draw_frame(axes[0, 0], world, states[:t + 1], goal, forces[t // clip_frames])
-            axes[0, 0].set(title=f"frame {t + 1} of {len(states)}, replanned every clip")
+            axes[0, 0].set(title=f"{title}, frame {t + 1} of {len(states)}")
+            writer.grab_frame()
+        for _ in range(frames_a_second):
             writer.grab_frame()
         writer.finish()
 
 
-PLAN_FLAGS = ("goals", "samples", "iterations", "elites", "ease1", "ease2")        # of `plan`
+# Settings of a run that `plan` can change.
+PLAN_FLAGS = ("goals", "samples", "iterations", "elites", "ease1", "ease2", "guess_std")
+PLAN_COLUMNS = {"mean_body": "mean body", "success": "worst body", "strict": "strict",
+                "matters": "contact matters"}
+
+
+def try_planners(model, world, config, goals, frames, device):
+    """All planners on these goals, a printed line each -> planner -> row of the table, errors
+    (n, bodies), states and forces per goal."""
+    n = len(goals["clip"])
+    clips = goals["forces"].shape[1]
+    planners = planners_of(model, clips, config.event_clips)
+    first = {key: values[:1] for key, values in goals.items()}
+    seconds = sum(try_goals(planner, model, world, config, first, config.test_seed, device)[3]
+                  for planner in planners)
+    matters = goals["matters"]
+    titles = "  ".join(PLAN_COLUMNS.values())
+    print(f"\n{frames} frames ahead, about {max(1, round(seconds * n / 60))} minutes; in "
+          f"{int(matters.sum())} of {n} a contact matters\n{'planner':>20}  {titles}  error",
+          flush=True)
+    found = {}
+    for planner in planners:
+        errors, states, forces, seconds = try_goals(planner, model, world, config, goals,
+                                                    config.test_seed, device)
+        worst = errors.amax(-1)
+        row = {"planner": planner, "frames": frames, **success(errors), "seconds": seconds,
+               "mean_body_ci": bootstrap(errors.mean(-1) < REACHED),
+               "success_ci": bootstrap(worst < REACHED)}
+        if matters.any():
+            row["matters"] = (worst[matters] < REACHED).float().mean().item()
+            row["matters_ci"] = bootstrap(worst[matters] < REACHED)
+        found[planner] = row, errors, states, forces
+        shares = "  ".join(f"{row[key]:{len(title)}.1%}" if key in row else " " * len(title)
+                           for key, title in PLAN_COLUMNS.items())
+        print(f"{planner:>20}  {shares}  {row['error']:.3f}", flush=True)
+    return found
+
+
+def first_of(*wanted):
+    """Bools (n,), the best first -> number of the first goal of the first that has one, or 0."""
+    for who in wanted:
+        if who.any():
+            return int(who.int().argmax())
+    return 0
+
+
+def own_state(flag, values, world):
+    """Numbers behind --goal or --start: x y, or x y vx vy, of each body -> state (1, bodies, 4)."""
+    bodies = len(world.masses)
+    if len(values) not in (2 * bodies, 4 * bodies):
+        raise Refusal(f"{flag} has {len(values)} numbers: give x y of each of {bodies} bodies, or "
+                      "x y vx vy of each")
+    state = torch.zeros(1, bodies, 4)
+    numbers = torch.tensor(values).reshape(1, bodies, -1)
+    state[..., :numbers.shape[-1]] = numbers
+    try:
+        world.check(state)
+    except ValueError as error:
+        raise Refusal(f"{flag}: {error}") from None
+    return state
+
+
+def fly_to_goal(args, model, world, config, summary):
+    """`plan --goal`: one flight, from --start or a test world, to a goal of one's own."""
+    if args.frames and len(args.frames) > 1:
+        raise Refusal("--goal has one flight: give one number of --frames")
+    goal = own_state("--goal", args.goal, world)
+    if args.start is None:
+        start = world.reset(1, generator(config.test_seed, "own start"), config.start_speed)
+    else:
+        start = own_state("--start", args.start, world)
+    # Heavy bodies need time: by default three macro-events.
+    frames = args.frames[0] if args.frames else 3 * config.event_clips * config.clip_frames
+    planner = best_planner(model)
+    clip = goal_clip(world, start, config.clip_frames).to(args.device)
+    target = goal_clip(world, goal, config.clip_frames).to(args.device)
+    states, forces = run_planner(planner, model, world, config, clip, target,
+                                 [generator(config.test_seed, "own goal")],
+                                 frames // config.clip_frames)
+    states, forces = states[0].cpu(), forces[0].cpu()
+
+    errors = distance(states[-1], goal[0])
+    speed = states[-1, :, 2:].norm(dim=-1)
+    print(f"{planner}, {frames} frames; a force acts for {config.clip_frames} frames\n"
+          "frame  force on each body (x, y)")
+    for i, force in enumerate(forces.tolist()):
+        pairs = "  ".join(f"({x:5.2f}, {y:5.2f})" for x, y in zip(force[::2], force[1::2]))
+        print(f"{i * config.clip_frames:5}  {pairs}")
+    for body, (gap, fast) in enumerate(zip(errors.tolist(), speed.tolist())):
+        print(f"body {body} ends {gap:.3f} from its goal, at speed {fast:.3f}")
+    if errors.max() < REACHED:
+        print(f"reached: every body within {REACHED}")
+    else:
+        print(f"not reached: a body is {REACHED} away or more; give it more --frames or --samples")
+
+    summary.update(n=1, planner=planner, frames=frames, clip_frames=config.clip_frames,
+                   start=start[0].tolist(), goal=goal[0].tolist(), forces=forces.tolist(),
+                   states=states.tolist(), errors=errors.tolist())
+    path = torch.cat([start, states]).numpy()
+    figure, axes = new_figure(1, 1, 4.5, 4.5)
+    draw_frame(axes[0, 0], world, path, goal[0].numpy())
+    axes[0, 0].set(title=f"farthest body {errors.max():.3f} from its goal")
+    save_figure(args.out, "goal", figure, summary)
+    save_gif(args.out / "goal.gif", world, states.numpy(), goal[0].numpy(), forces.numpy(),
+             config.clip_frames, "your goal")
+    print(f"wrote {args.out / 'goal.gif'}")
 
 
 def draw_plans(args):
-    """CEM towards the embeddings of held-out goals: who arrives how often, one episode as a GIF."""
+    """CEM towards goals in test worlds: who arrives how often. With --goal, to a goal of yours."""
     saved = read_checkpoint(args.run)
     model, config = restore(saved, args.device)
+    if not 0 <= args.seed < 10**6:
+        raise Refusal(f"--seed is {args.seed}: give a whole number from 0 to 999999")
     given = {name: getattr(args, name) for name in PLAN_FLAGS if getattr(args, name) is not None}
-    config = dataclasses.replace(config, **given)
+    config = dataclasses.replace(config, **given, test_seed=config.test_seed + args.seed)
+    event = config.event_clips * config.clip_frames
+    for frames in args.frames or ():
+        if frames % config.clip_frames or not config.clip_frames <= frames <= 40 * event:
+            raise Refusal(f"--frames {frames}: give multiples of {config.clip_frames}, at most "
+                          f"{40 * event}")
+    summary = {**provenance(args, saved, config.goals), "precision": "fp32",
+               "test_seed": config.test_seed}
+    for name in PLAN_FLAGS:
+        summary[name] = getattr(config, name)
     world = build_world(config)
-    goals = make_goals(world, config.goals, config.event_clips,
-                       generator(config.test_seed, "tasks"), config.clip_frames, config.start_speed)
-    frames = config.event_clips * config.clip_frames
-    print(f"{config.goals} test goals, {frames} frames ahead; CEM {config.samples} x "
-          f"{config.iterations} with {config.elites} elites")
+    if args.goal is not None:
+        fly_to_goal(args, model, world, config, summary)
+        return
+    if args.start is not None:
+        raise Refusal("--start needs --goal: where are the bodies to fly?")
+
+    horizons = sorted(set(args.frames or [event]))
+    print(f"{config.goals} test goals; CEM {config.samples} x {config.iterations} with "
+          f"{config.elites} elites; reached: within {REACHED}, strict: worst body within {STRICT}")
     if hasattr(model, "guess"):
         print(f"from guess: metric of change with ease {config.ease1:g} and {config.ease2:g}")
+    rows, lists, arrays, episodes = [], [], {}, {}
+    for frames in horizons:
+        # The goals one macro-event ahead have number 0.
+        gen = generator(config.test_seed, "tasks", 0 if frames == event else frames)
+        goals = make_goals(world, config.goals, frames // config.clip_frames, gen,
+                           config.clip_frames, config.start_speed)
+        lists.append({"frames": frames, "n_contact": int(goals["contact"].sum()),
+                      "n_matters": int(goals["matters"].sum())})
+        arrays[f"contact/{frames}"] = goals["contact"].numpy()
+        arrays[f"matters/{frames}"] = goals["matters"].numpy()
+        found = try_planners(model, world, config, goals, frames, args.device)
+        for planner, (row, errors, states, forces) in found.items():
+            rows.append(row)
+            arrays[f"errors/{planner}/{frames}"] = errors.numpy()
+            if frames == horizons[0]:
+                episodes[planner] = errors, states.numpy(), forces.numpy()
+        if frames == horizons[0]:
+            first_goals = goals
 
-    rows, episodes = [], {}
-    arrays = {"contact": goals["contact"].numpy()}
-    for planner in planners_of(model):
-        errors, states, forces, seconds = try_goals(planner, model, world, config, goals,
-                                                    config.test_seed, args.device)
-        row = {"planner": planner, **success(errors), "seconds": seconds,
-               "mean_body_ci": bootstrap(errors.mean(-1) < REACHED),
-               "success_ci": bootstrap(errors.amax(-1) < REACHED)}
-        rows.append(row)
-        arrays[f"errors/{planner}"] = errors.numpy()
-        episodes[planner] = errors, states.numpy(), forces.numpy()
-        print(f"{planner:>20}: mean body within {REACHED} {row['mean_body']:6.1%}, worst body "
-              f"{row['success']:6.1%}, worst within {STRICT} {row['strict']:6.1%}, error "
-              f"{row['error']:.3f}", flush=True)
-
-    # The pictures show the first goal with a contact on its hidden way that is reached.
-    errors, states, forces = episodes["short replanned"]
-    shown = (goals["contact"] & (errors.amax(-1) < REACHED)).nonzero()
-    number = int(shown[0]) if len(shown) > 0 else 0
-    figure = picture_of_plans(world, goals, number, rows, episodes)
-    summary = {**provenance(args, saved, config.goals), "frames": frames, "precision": "fp32",
-               "samples": config.samples, "iterations": config.iterations,
-               "elites": config.elites, "ease1": config.ease1, "ease2": config.ease2,
-               "n_contact": int(goals["contact"].sum()), "episode": number, "rows": rows}
+    # The pictures show the first goal that is reached and where a contact matters.
+    planner = best_planner(model)
+    errors, states, forces = episodes[planner]
+    reached = errors.amax(-1) < REACHED
+    number = first_of(first_goals["matters"] & reached, first_goals["contact"] & reached, reached)
+    goal = first_goals["goal"][number, -1].numpy()
+    names = [name for name in ("zero", "macro open loop", "first guess", planner)
+             if name in episodes]
+    flights = {name: episodes[name][1][number] for name in names}
+    figure = picture_of_plans(world, flights, goal, rows, horizons)
+    summary.update(frames=horizons, lists=lists, episode=number, rows=rows)
     save_figure(args.out, "plan", figure, summary, arrays)
-    goal = goals["goal"][number, -1].numpy()
-    save_gif(args.out / "plan.gif", world, states[number], goal, forces[number], config.clip_frames)
-    print(f"wrote {args.out / 'plan.gif'}: goal {number} dashed, forces as arrows")
+    save_gif(args.out / "plan.gif", world, states[number], goal, forces[number],
+             config.clip_frames, f"goal {number}")
+    print(f"wrote {args.out / 'plan.gif'}: goal {number} dashed, forces as arrows, {planner}")
 
 
 # 10. COMMAND LINE - subcommands and errors
@@ -2236,6 +2400,16 @@ def default_out(run):
     if run.suffix == ".pt":
         return Path("runs") / run.stem / "figures"
     return run / "figures"
+
+
+def trained_or_shipped():
+    """-> runs/paper, or the weights beside this file if nothing is trained there."""
+    trained = Path("runs/paper")
+    shipped = Path(__file__).parent / "figures" / "weights" / "hjepa.pt"
+    if (trained / "last.pt").exists() or not shipped.exists():
+        return trained
+    print(f"runs/paper holds no checkpoint: these are the shipped weights, {shipped}")
+    return shipped
 
 
 def add_setting(parser, field):
@@ -2264,8 +2438,8 @@ def make_parser():
     for name, function in COMMANDS.items():
         text = function.__doc__.splitlines()[0]
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("--run", type=Path, default=Path("runs/paper"),
-                         help="run directory or checkpoint file (default: runs/paper)")
+        sub.add_argument("--run", type=Path, help="run directory or checkpoint file (default: "
+                         "runs/paper, or the shipped weights if nothing is trained there)")
         sub.add_argument("--out", type=Path, help="where figures go (default: figures in the run's "
                          "directory, or runs/NAME/figures for a file NAME.pt)")
         sub.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
@@ -2273,9 +2447,20 @@ def make_parser():
             sub.add_argument("--n", type=int, default=4096, help="test sequences to encode (4096)")
         if name == "plan":
             kinds = {field.name: field.type for field in dataclasses.fields(Config)}
-            for flag in PLAN_FLAGS:
-                sub.add_argument("--" + flag, type=kinds[flag],
+            for name in PLAN_FLAGS:
+                sub.add_argument("--" + name.replace("_", "-"), type=kinds[name],
                                  help="default: as in the run's settings")
+            sub.add_argument("--frames", type=int, nargs="+",
+                             help="how far ahead goals are, one or more (default: a macro-event, "
+                             "25; with --goal 75)")
+            sub.add_argument("--seed", type=int, default=0,
+                             help="another number: other test worlds (default: 0)")
+            sub.add_argument("--goal", type=float, nargs="+", metavar="NUMBER",
+                             help="a goal of yours: x y of each body, from -1 to 1, at rest; or "
+                             "x y vx vy of each")
+            sub.add_argument("--start", type=float, nargs="+", metavar="NUMBER",
+                             help="with --goal: where bodies are now, as there (default: a test "
+                             "world)")
     return parser
 
 
@@ -2302,6 +2487,7 @@ def run_command(argv):
     if unknown:
         raise Refusal(f"{command} knows no {unknown[0]} (see `python hjepa.py {command} --help`)")
     if command in COMMANDS:
+        run = run or trained_or_shipped()
         flags["device"] = pick_device(flags["device"])
         flags["out"] = flags["out"] or default_out(run)
         try_out(flags["out"])

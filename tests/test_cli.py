@@ -147,21 +147,118 @@ def test_plan_reports_every_planner_goal_by_goal(smoke, figures, tmp_path):
     """And says the same when it is asked again."""
     out, _ = figures["plan"]
     assert command("plan", "--run", smoke, "--out", tmp_path, *PLAN).returncode == 0
-    rows = json.loads((out / "plan.json").read_text())["rows"]
+    record = json.loads((out / "plan.json").read_text())
+    rows = record["rows"]
     assert [row["planner"] for row in rows] == [
         name for name in hjepa.PLANNERS if name not in hjepa.NEED_GUESS]
     with np.load(out / "plan.npz") as first, np.load(tmp_path / "plan.npz") as second:
-        assert first["contact"].shape == (4,) and first["contact"].dtype == bool
+        contact, matters = first["contact/25"], first["matters/25"]
+        assert contact.shape == matters.shape == (4,) and contact.dtype == bool
+        assert record["lists"] == [{"frames": 25, "n_contact": contact.sum(),
+                                    "n_matters": matters.sum()}]
         for row in rows:
-            name = f"errors/{row['planner']}"
+            name = f"errors/{row['planner']}/25"
             errors = first[name]
             assert errors.shape == (4, 3) and (errors == second[name]).all()
             assert row["mean_body"] == pytest.approx((errors.mean(1) < 0.1).mean())
             assert row["success"] == pytest.approx((errors.max(1) < 0.1).mean())
             assert row["strict"] == pytest.approx((errors.max(1) < 0.05).mean())
             assert row["error"] == pytest.approx(errors.mean(), abs=1e-4)
+            if matters.any():
+                assert row["matters"] == pytest.approx((errors[matters].max(1) < 0.1).mean())
             low, high = row["mean_body_ci"]
             assert 0 <= low <= row["mean_body"] <= high <= 1
+
+
+def test_plan_tries_as_many_horizons_as_are_asked_for(smoke, tmp_path):
+    """Each with its own goals; another seed has others."""
+    few = ["--goals", 3, "--samples", 4, "--iterations", 1, "--elites", 2]
+    for seed in (0, 1):
+        done = command("plan", "--run", smoke, "--out", tmp_path / str(seed), "--frames", 50, 25,
+                       "--seed", seed, *few)
+        assert done.returncode == 0, done.stderr
+        assert "\n25 frames ahead" in done.stdout and "\n50 frames ahead" in done.stdout
+    record = json.loads((tmp_path / "1" / "plan.json").read_text())
+    assert record["frames"] == [25, 50] and record["test_seed"] == 2_000_001
+    assert [part["frames"] for part in record["lists"]] == [25, 50]
+    tried = {(row["planner"], row["frames"]) for row in record["rows"]}
+    assert ("macro open loop", 25) in tried and ("short replanned", 50) in tried
+    assert ("macro open loop", 50) not in tried
+    with (np.load(tmp_path / "0" / "plan.npz") as first,
+          np.load(tmp_path / "1" / "plan.npz") as second):
+        for frames in (25, 50):
+            name = f"errors/zero/{frames}"
+            assert (first[name] != second[name]).all()
+        assert (first["errors/zero/25"] != first["errors/zero/50"]).all()
+
+
+def test_plan_shows_an_episode_by_its_rule():
+    """The first goal that is reached and where a contact matters; else one with a contact; ..."""
+    none = torch.zeros(4, dtype=torch.bool)
+    second = torch.tensor([False, True, True, False])
+    last = torch.tensor([False, False, False, True])
+    assert hjepa.first_of(second, last) == 1
+    assert hjepa.first_of(none, last) == 3
+    assert hjepa.first_of(none, none, none) == 0
+
+
+PLACES = [0.5, 0.5, -0.5, 0.5, 0, -0.5]
+
+
+def test_plan_flies_to_a_goal_of_ones_own(guessing, tmp_path):
+    """Forces are printed and written; flown in the simulator they end where the file says."""
+    start = [0, 0.5, 0, 0, -0.5, -0.5]
+    done = command("plan", "--run", guessing, "--out", tmp_path, "--goal", *PLACES, "--start",
+                   *start, "--frames", 35, "--samples", 8, "--iterations", 2, "--elites", 3)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "goal.json").read_text())
+    assert record["planner"] == "replanned from guess" and record["frames"] == 35
+    at_goal = torch.tensor(record["goal"])
+    assert at_goal[:, :2].flatten().tolist() == PLACES and not at_goal[:, 2:].any()
+    at_start = torch.tensor(record["start"])
+    assert at_start[:, :2].flatten().tolist() == start and not at_start[:, 2:].any()
+    forces = torch.tensor(record["forces"])
+    assert forces.shape == (7, 6)
+    world = hjepa.build_world(hjepa.load(guessing)[1])
+    states, _ = world.rollout(at_start[None], forces[None], 5)
+    torch.testing.assert_close(states[0], torch.tensor(record["states"]), atol=1e-3, rtol=1e-3)
+    errors = hjepa.distance(states[0, -1], at_goal)
+    assert record["errors"] == pytest.approx(errors.tolist(), abs=1e-3)
+    for body, gap in enumerate(record["errors"]):
+        assert f"body {body} ends {gap:.3f} from its goal" in done.stdout
+    for x in forces[3].tolist():
+        assert f"{x:.2f}" in done.stdout
+    assert ("not reached" in done.stdout) == (max(record["errors"]) >= 0.1)
+    assert (tmp_path / "goal.gif").read_bytes().startswith(b"GIF89a")
+    assert (tmp_path / "goal.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_goal_of_ones_own_has_velocities_a_start_and_time_of_its_own(smoke, tmp_path):
+    few = ["--samples", 4, "--iterations", 1, "--elites", 2]
+    moving = [0.5, 0.5, 1, 0, -0.5, 0.5, 0, -1, 0, -0.5, 0.25, 0]
+    records = []
+    for out, more in (("a", []), ("b", []), ("c", ["--seed", 1])):
+        done = command("plan", "--run", smoke, "--out", tmp_path / out, "--goal", *moving, *few,
+                       *more)
+        assert done.returncode == 0, done.stderr
+        records.append(json.loads((tmp_path / out / "goal.json").read_text()))
+    assert np.ravel(records[0]["goal"]).tolist() == moving
+    assert records[0]["frames"] == 75 and len(records[0]["states"]) == 75
+    for key in ("start", "forces", "errors"):
+        assert records[0][key] == records[1][key] != records[2][key]
+
+
+def test_without_a_run_the_shipped_weights_are_used(smoke, tmp_path, monkeypatch):
+    """Unless something is trained in runs/paper."""
+    monkeypatch.chdir(tmp_path)
+    shipped = ROOT / "figures" / "weights" / "hjepa.pt"
+    assert hjepa.trained_or_shipped() == shipped
+    done = command("plan", "--goals", 1, "--samples", 4, "--iterations", 1, "--elites", 2)
+    assert done.returncode == 0, done.stderr
+    assert f"these are the shipped weights, {shipped}" in done.stdout
+    assert (tmp_path / "runs" / "hjepa" / "figures" / "plan.json").exists()
+    shutil.copytree(smoke, tmp_path / "runs" / "paper")
+    assert str(hjepa.trained_or_shipped()) == "runs/paper"
 
 
 def test_plan_searches_as_it_is_told(smoke, tmp_path, monkeypatch):
@@ -228,7 +325,7 @@ def test_plan_tries_what_a_first_guess_makes_possible(guessing, tmp_path):
     assert "ease 0.25 and 0" in done.stdout
     with np.load(tmp_path / "plan.npz") as stored:
         for planner in hjepa.PLANNERS:
-            assert stored[f"errors/{planner}"].shape == (2, 3)
+            assert stored[f"errors/{planner}/25"].shape == (2, 3)
     assert (tmp_path / "plan.gif").read_bytes().startswith(b"GIF89a")
 
 
@@ -334,6 +431,22 @@ MISTAKES = {
     "negative number of sequences": (["probe", "--run", "RUN", "--n", "-5"], r"\bn\b"),
     "no goals": (["plan", "--run", "RUN", "--goals", "0"], "goals"),
     "more elites than samples": (["plan", "--run", "RUN", "--elites", "99"], "elites"),
+    "half a clip ahead": (["plan", "--run", "RUN", "--frames", "12"], "--frames 12"),
+    "no frame ahead": (["plan", "--run", "RUN", "--frames", "0"], "--frames 0"),
+    "as far as nothing goes": (["plan", "--run", "RUN", "--frames", "99995"], "--frames 99995"),
+    "negative seed": (["plan", "--run", "RUN", "--seed", "-1"], "--seed is -1"),
+    "half a goal": (["plan", "--run", "RUN", "--goal", "0", "0", "0"], "--goal has 3 numbers"),
+    "goal in a wall": (["plan", "--run", "RUN", "--goal", "0", "0", "0.5", "0", "0", "0.99"],
+                       "--goal: body 2 lies outside"),
+    "goals that overlap": (["plan", "--run", "RUN", "--goal", "0", "0", "0.5", "0", "0.1", "0"],
+                           "--goal: bodies 0 and 2 overlap"),
+    "goal that is no number": (["plan", "--run", "RUN", "--goal", "0", "0", "0.5", "0", "nan", "0"],
+                               "--goal: a number of the state is not finite"),
+    "start that overlaps": (["plan", "--run", "RUN", "--goal", *map(str, PLACES), "--start", "0",
+                             "0", "0", "0", "0", "0"], "--start: bodies 0 and 1 overlap"),
+    "start without a goal": (["plan", "--run", "RUN", "--start", *map(str, PLACES)], "needs --goal"),
+    "one flight at two times": (["plan", "--run", "RUN", "--goal", *map(str, PLACES), "--frames",
+                                 "25", "50"], "one number of --frames"),
 }
 
 

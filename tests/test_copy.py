@@ -288,6 +288,13 @@ def use_first_guess(m):
     assert m.first_guess(model, CLIPS[:, 0], CLIPS[:, 1], 3).shape == (4, 3, 6)
 
 
+def use_goal_clip(m):
+    world = hjepa.World()
+    state = world.reset(2, gen())
+    clip = m.goal_clip(world, state)
+    assert clip.shape == (2, 5, 3, 4) and torch.equal(clip[:, -1], state)
+
+
 def use_cheaper_of(m):
     plan = m.cheaper_of(sum_of_squares, PLANS[:, 0], torch.zeros(4, 5, 6))
     assert not plan.any()

@@ -418,10 +418,35 @@ def test_beyond_a_macro_event_there_is_no_guess_until_it_is_near(guessing, monke
 
 
 def test_a_model_without_a_first_guess_has_no_planner_that_needs_one(tiny, guessing):
-    without = hjepa.planners_of(tiny[0])
+    without = hjepa.planners_of(tiny[0], 5, 5)
     assert [name for name in without if "guess" in name] == []
-    assert hjepa.planners_of(guessing[0]) == list(hjepa.PLANNERS)
     assert set(hjepa.PLANNERS) - set(without) == set(hjepa.NEED_GUESS)
+    assert hjepa.planners_of(guessing[0], 5, 5) == list(hjepa.PLANNERS)
+
+
+def test_planners_that_see_one_macro_event_have_no_farther_goals(tiny, guessing):
+    """Every planner that a horizon has can be asked for it."""
+    model, world, _ = guessing
+    far = hjepa.planners_of(model, 10, 5)
+    assert "replanned from guess" in far and "first guess" not in far
+    assert not set(far) & set(hjepa.ONE_EVENT)
+    near = hjepa.planners_of(model, 2, 5)
+    assert set(hjepa.PLANNERS) - set(near) == set(hjepa.ONE_JUMP)
+    config = dataclasses.replace(GUESSING, samples=4, iterations=1, elites=2)
+    for clips, names in ((2, near), (7, far)):
+        seen, _, _ = hjepa.make_sequences(world, 1, clips + 1, gen(1))
+        for name in names:
+            states, forces = hjepa.run_planner(name, model, world, config, seen[:, 0],
+                                               seen[:, -1], [gen(0)], clips)
+            assert forces.shape == (1, clips, 6) and states.shape == (1, 5 * clips, 3, 4)
+
+
+def test_goals_of_any_length_are_tried_to_their_end(guessing):
+    model, world, _ = guessing
+    goals = make_goals(world, 2, 7, gen(1))
+    errors, states, forces, _ = hjepa.try_goals("random", model, world, GUESSING, goals, 0, "cpu")
+    assert forces.shape == (2, 7, 6) and states.shape == (2, 35, 3, 4)
+    assert torch.equal(errors, hjepa.distance(states[:, -1], goals["goal"][:, -1]))
 
 
 def test_fly_and_fold_finds_what_contacts_do_not_touch(tiny):

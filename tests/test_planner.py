@@ -378,6 +378,27 @@ def test_a_first_guess_keeps_to_the_limit():
     assert torch.equal(first_guess(model, clip, goal, 5, limit), free.clamp(-limit, limit))
 
 
+@pytest.mark.parametrize("clip_frames", [1, 5, 8])
+def test_a_clip_of_ones_own_flies_without_force_into_the_state(clip_frames):
+    """Contacts and walls are met on the way, too: the simulator runs forward again."""
+    world = World()
+    state = world.reset(200, gens(0)[0], speed=1.0)
+    clip = hjepa.goal_clip(world, state, clip_frames)
+    assert clip.shape == (200, clip_frames, 3, 4) and torch.equal(clip[:, -1], state)
+    states, contacts = world.rollout(clip[:, 0], torch.zeros(200, 1, 6), clip_frames)
+    if clip_frames > 1:
+        gap = (states[:, :-1] - clip[:, 1:]).abs().flatten(1).amax(1)
+        assert gap.median() < 1e-5 and (gap < 1e-3).float().mean() > 0.97
+        assert contacts[:, :-1].any() == (clip_frames > 1)
+
+
+def test_a_goal_at_rest_stands_still():
+    world = World()
+    state = world.reset(3, gens(0)[0], speed=0.0)
+    clip = hjepa.goal_clip(world, state)
+    torch.testing.assert_close(clip, state[:, None].expand(-1, 5, -1, -1))
+
+
 def test_the_cheaper_of_two_plans_is_taken_goal_by_goal():
     a = torch.tensor([1.0, 5.0])[:, None, None]
     b = torch.tensor([2.0, 3.0])[:, None, None]
