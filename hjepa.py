@@ -2372,7 +2372,8 @@ def draw_plans(args):
              if name in episodes]
     flights = {name: episodes[name][1][number] for name in names}
     figure = picture_of_plans(world, flights, goal, rows, horizons)
-    summary.update(frames=horizons, lists=lists, episode=number, rows=rows)
+    # frames: how far ahead the goal of the pictures is.
+    summary.update(frames=horizons[0], lists=lists, episode=number, rows=rows)
     save_figure(args.out, "plan", figure, summary, arrays)
     save_gif(args.out / "plan.gif", world, states[number], goal, forces[number],
              config.clip_frames, f"goal {number}")
