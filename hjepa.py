@@ -564,12 +564,14 @@ class Predictor(nn.Module):
 
     P1 takes one force, P2 all forces of a macro-event, side by side. With clips > 1 each block is
     modulated by one force only: the first blocks by the first force, the last by the last. So there
-    must be as many blocks as clips, or more.
+    must be as many blocks as clips, or more: ValueError otherwise.
     needs: AdaptiveBlock
     """
 
-    def __init__(self, latent, actions, width=384, blocks=2, clips=1):
+    def __init__(self, latent, actions, width=384, blocks=3, clips=1):
         super().__init__()
+        if blocks < clips:
+            raise ValueError(f"{clips} forces need as many blocks or more, got {blocks}")
         self.clips = clips
         code = width // 4
         self.force = nn.Sequential(nn.Linear(actions, code),
@@ -664,17 +666,14 @@ class HJEPA(nn.Module):
 
     def __init__(self, *, features=12, frames=5, actions=6, event_clips=5, latent=256,
                  width=96, depth=3, shallow_depth=1, heads=4, mlp_ratio=2,
-                 short_width=384, macro_width=640, predictor_blocks=2, macro_blocks=2,
-                 in_turn=False, guess_width=0, guess_gradient=True, shared=False):
+                 short_width=384, macro_width=384, predictor_blocks=3, macro_blocks=10,
+                 guess_width=768, guess_gradient=True, shared=False):
         super().__init__()
         shape = (features, frames, latent, width, depth, shallow_depth, heads, mlp_ratio)
         self.context = Encoder(*shape)
         self.target = self.context if shared else Encoder(*shape)
         self.short = Predictor(latent, actions, short_width, predictor_blocks)    # P1
-        if in_turn:
-            self.macro = Predictor(latent, actions, macro_width, macro_blocks, event_clips)
-        else:
-            self.macro = Predictor(latent, actions * event_clips, macro_width, macro_blocks)  # P2
+        self.macro = Predictor(latent, actions, macro_width, macro_blocks, event_clips)   # P2
         self.bridge = small_map(latent)
         self.lift = small_map(latent)
         if guess_width > 0:
@@ -1195,7 +1194,7 @@ class Config:
     sequences: int = opt(49_000, "paper", "training sequences")
     clip_frames: int = opt(5, "design", "frames in a clip; one force acts for as long")
     event_clips: int = opt(5, "paper", "clips in a macro-event: 5 x 5 frames are the paper's 25")
-    contact_share: float = opt(0.0, "tuned", "share of training sequences in which bodies meet; 0: "
+    contact_share: float = opt(0.5, "tuned", "share of training sequences in which bodies meet; 0: "
                                "as they come")
     symmetries: bool = opt(True, "design", "train on random flips and axis swaps of the box")
 
@@ -1207,19 +1206,18 @@ class Config:
     mlp_ratio: int = opt(2, "tuned", "hidden width of a block, as a multiple of width")
     shared: bool = opt(False, "paper", "one encoder for context and target instead of two")
     short_width: int = opt(384, "design", "width of the short predictor")
-    macro_width: int = opt(640, "tuned", "width of the macro predictor")
-    predictor_blocks: int = opt(2, "design", "residual blocks of the short predictor")
-    macro_blocks: int = opt(2, "design", "residual blocks of the macro predictor")
-    in_turn: bool = opt(False, "tuned", "each block of the macro predictor gets one force, in turn")
-    guess_width: int = opt(0, "tuned", "width of the first guess; 0: none")
+    macro_width: int = opt(384, "tuned", "width of the macro predictor")
+    predictor_blocks: int = opt(3, "tuned", "residual blocks of the short predictor")
+    macro_blocks: int = opt(10, "tuned", "those of the macro predictor, at least event_clips")
+    guess_width: int = opt(768, "tuned", "width of the first guess; 0: none")
     guess_gradient: bool = opt(True, "tuned", "the first guess also trains the encoders")
 
     pred_weight: float = opt(25.0, "vicreg", "weight of the prediction errors")
     std_weight: float = opt(25.0, "vicreg", "weight of the variance term")
     cov_weight: float = opt(1.0, "vicreg", "weight of the covariance term")
     map_weight: float = opt(5.0, "design", "weight of bridge and lift; 0 is the paper's objective")
-    sim_weight: float = opt(0.0, "tuned", "weight of temporal similarity; 0: none")
-    guess_weight: float = opt(0.0, "tuned", "weight of the first guess; 0: none")
+    sim_weight: float = opt(5.0, "tuned", "weight of temporal similarity; 0: none")
+    guess_weight: float = opt(5.0, "tuned", "weight of the first guess; 0: none")
 
     epochs: int = opt(300, "paper", "passes over the sequences")
     batch: int = opt(192, "tuned", "sequences per optimiser step")
@@ -1261,9 +1259,8 @@ class Config:
             raise ValueError("elites must not be more than samples")
         if self.batch > self.sequences:
             raise ValueError("batch is larger than sequences")
-        if self.in_turn and self.macro_blocks < self.event_clips:
-            raise ValueError("macro_blocks must be at least event_clips: in_turn gives each force "
-                             "a block")
+        if self.macro_blocks < self.event_clips:
+            raise ValueError("macro_blocks must be at least event_clips: each force has a block")
         if self.guess_weight > 0 and self.guess_width == 0:
             raise ValueError("guess_weight is above 0 without a first guess: give guess_width, too")
         if self.substeps < self.needed_substeps():
@@ -1290,7 +1287,8 @@ class Config:
 
 PRESETS = {
     "smoke": dict(sequences=1024, epochs=3, batch=128, width=32, short_width=64, macro_width=64,
-                  samples=40, iterations=3, elites=8, goals=8, validate_every=2, validate_goals=4),
+                  predictor_blocks=2, macro_blocks=5, guess_width=64, samples=40, iterations=3,
+                  elites=8, goals=8, validate_every=2, validate_goals=4),
     "quick": dict(epochs=9, validate_every=5, validate_goals=12),
     "paper": dict(),
 }
@@ -1323,7 +1321,7 @@ def build_model(config):
                      depth=config.depth, shallow_depth=config.shallow_depth, heads=config.heads,
                      mlp_ratio=config.mlp_ratio, short_width=config.short_width,
                      macro_width=config.macro_width, predictor_blocks=config.predictor_blocks,
-                     macro_blocks=config.macro_blocks, in_turn=config.in_turn,
+                     macro_blocks=config.macro_blocks,
                      guess_width=config.guess_width, guess_gradient=config.guess_gradient,
                      shared=config.shared)
 
@@ -1803,7 +1801,7 @@ def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, 
     return means, first_step
 
 
-FORMAT = 3                                      # of checkpoints: raised when it changes
+FORMAT = 4                                      # of checkpoints: raised when it changes
 
 
 def read_checkpoint(run):

@@ -123,7 +123,7 @@ def test_every_setting_refuses_every_wrong_value():
 
 
 SETTINGS = {
-    "more forces than blocks": ("--in-turn", "--macro-blocks", 4),
+    "more forces than blocks": ("--macro-blocks", 4),
     "shallow above deep": ("--shallow-depth", 3, "--depth", 2), "heads do not divide": (
         "--width", 10, "--heads", 4),
     "elites above samples": ("--samples", 5, "--elites", 6),
@@ -342,7 +342,7 @@ def forgeries():
         "change of another size": lambda s: {**s, "model": {**s["model"],
                                                             "change2": torch.eye(5)}},
         "a guess in the settings only": setting(guess_width=4),
-        "blocks in turn": setting(in_turn=True),
+        "another number of blocks": setting(macro_blocks=6),
         "a row too few": lambda s: {**s, "history": s["history"][:-1]},
         "no row": put("history", []), "rows of numbers": put("history", [1, 2]),
         "empty rows": put("history", [{}, {}]), "epoch is text": put("epoch", "2"),

@@ -281,7 +281,7 @@ def test_plan_searches_as_it_is_told(smoke, tmp_path, monkeypatch):
 # A run with all that the smoke preset leaves out.
 
 GUESSING = ["--guess-width", 32, "--guess-weight", 5, "--sim-weight", 5, "--contact-share", 0.5,
-            "--in-turn", "--macro-blocks", 5, "--precision", "fp32"]
+            "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ def gen(seed=0):
 
 
 TINY = hjepa.Config(sequences=64, batch=32, latent=8, width=8, heads=2, depth=2, short_width=8,
-                    macro_width=8, samples=6, elites=2, iterations=1)
+                    macro_width=8, contact_share=0.0, guess_width=0, guess_weight=0.0, samples=6,
+                    elites=2, iterations=1)
 
 
 # Goals

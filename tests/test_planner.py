@@ -16,7 +16,8 @@ def gens(*seeds):
 
 def small_model():
     torch.manual_seed(0)
-    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
+    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16,
+                 macro_blocks=5, guess_width=0)
 
 
 # The search. Two goals, plans of two forces with two numbers each.
@@ -330,7 +331,8 @@ def test_a_cost_turns_and_scales_the_gap_before_it_squares_it():
 
 def model_that_guesses():
     torch.manual_seed(0)
-    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, guess_width=16)
+    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16,
+                       macro_blocks=5, guess_width=16)
 
 
 @pytest.mark.parametrize("left", [1, 3, 5])

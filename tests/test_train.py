@@ -17,7 +17,7 @@ GUESSING = dict(guess_width=4, guess_weight=5.0, sim_weight=5.0, contact_share=0
 @pytest.mark.parametrize("settings", [{}, {"validate_every": 2, "precision": "bf16"},
                                       {"shared": True, "symmetries": False},
                                       {"validate_every": 2, **GUESSING},
-                                      {"in_turn": True, "macro_blocks": 3, "guess_width": 4}])
+                                      {"macro_blocks": 4, "guess_width": 4}])
 def test_resumed_is_bitwise_the_unbroken_run(tmp_path, monkeypatch, settings):
     config = tiny(**LONGER, **settings)
     unbroken = hjepa.train(config, tmp_path / "a")

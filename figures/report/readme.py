@@ -31,11 +31,10 @@ BANNER = re.compile(r"^# ((?:\d+\. [A-Z ]+|APPENDIX) - .*)\n#{40,}$", re.M)
 # The blocks: functions of the result files and of the repository.
 
 def goals(results, root):
-    """What plan.json says, a row a planner."""
-    content = results["plan"]
-    precision = tables.PRECISION[content["precision"]]
+    """What planning.json says of the planners that README shows."""
+    content = results["planning"]
     return (tables.TABLES["goals"](results) + f"\n\n{content['n']} goals in test worlds, "
-            f"{content['epochs']} epochs, {len(content['seeds'])} training seed, {precision}. "
+            f"{content['epochs']} epochs, {len(content['seeds'])} training seed, float32. "
             "Brackets: 95 % intervals over goals. "
             "Protocol: [report](figures/report.md#4-protocol).")
 
