@@ -1804,11 +1804,12 @@ def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, 
 FORMAT = 4                                      # of checkpoints: raised when it changes
 
 
-def read_checkpoint(run):
+def read_checkpoint(run, build=build_model):
     """Run directory or checkpoint file -> dict(format, config, model, optimizer, epoch, precision,
     history, device, torch).
 
     Refusal if there is none, or if it is damaged or not ours. Nothing in it is executed.
+    build: as in `train`.
     """
     path = Path(run)
     if path.is_dir():
@@ -1819,7 +1820,7 @@ def read_checkpoint(run):
     try:
         check_archive(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        check_checkpoint(saved)
+        check_checkpoint(saved, build)
         return saved
     except Exception as error:                  # torch.load has a dozen ways to say the same thing
         raise Refusal(f"{path} is damaged or no checkpoint of this program "
@@ -1827,17 +1828,17 @@ def read_checkpoint(run):
                       ) from None
 
 
-def restore(saved, device="cpu"):
+def restore(saved, device="cpu", build=build_model):
     """What read_checkpoint returns -> HJEPA in eval mode on device, Config."""
     config = Config(**saved["config"])
-    model = build_model(config)
+    model = build(config)
     model.load_state_dict(saved["model"])
     return model.to(device).eval(), config
 
 
-def load(run, device="cpu"):
+def load(run, device="cpu", build=build_model):
     """Run directory or checkpoint file -> HJEPA in eval mode on device, Config; or a Refusal."""
-    return restore(read_checkpoint(run), device)
+    return restore(read_checkpoint(run, build), device, build)
 
 
 def refuse_other_settings(config, saved, run):
@@ -1865,14 +1866,17 @@ def print_row(row, head):
     print(" ".join(cells), flush=True)
 
 
-def train(config, run, objective=objective):
+def train(config, run, objective=objective, build=build_model, draw=draw_training):
     """Train to the end, from where the directory `run` stands -> history, a dict per epoch.
 
     After each epoch run/last.pt holds all that is needed to go on, run/log.jsonl the history. A
     resumed run is bitwise the run that was never stopped, on the same machine and device. Under
     torchrun several processes share each batch; rank 0 alone locks, prints, validates, writes, and
-    has the whole history. objective: a loss with the arguments and results of `objective`. The
-    model has no dropout and no batch norm: it needs no train or eval mode.
+    has the whole history. The model has no dropout and no batch norm: it needs no train or eval
+    mode.
+
+    To try something else, replace a function by one with the same arguments and results: objective,
+    the loss; build, the model (an HJEPA that may hold more); draw, the training sequences.
     """
     run = Path(run)
     device = pick_device(config.device)
@@ -1883,12 +1887,12 @@ def train(config, run, objective=objective):
         raise Refusal(f"{size} processes cannot share a batch of {config.batch} evenly: change one")
     with locked(run) if rank == 0 else contextlib.nullcontext():
         # Where does the run stand?
-        model = build_model(config).to(device)
+        model = build(config).to(device)
         optimizer = make_optimizer(model, config, device)
         precision = pick_precision(config.precision, device)
         history = []
         if (run / "last.pt").exists():
-            saved = read_checkpoint(run)
+            saved = read_checkpoint(run, build)
             refuse_other_settings(config, saved, run)
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
@@ -1906,7 +1910,7 @@ def train(config, run, objective=objective):
             return history
 
         world = build_world(config)
-        states, forces, shares = draw_training(world, config, device)
+        states, forces, shares = draw(world, config, device)
         data = world.observe(states), forces, shares
         states, _, _ = draw_sequences(world, config, 2048, config.seed, "change", device)
         some_obs = world.observe(states)
@@ -2366,7 +2370,8 @@ def draw_plans(args):
              if name in episodes]
     flights = {name: episodes[name][1][number] for name in names}
     figure = picture_of_plans(world, flights, goal, rows, horizons)
-    summary.update(frames=horizons, lists=lists, episode=number, rows=rows)
+    # frames: how far ahead the goal of the pictures is.
+    summary.update(frames=horizons[0], lists=lists, episode=number, rows=rows)
     save_figure(args.out, "plan", figure, summary, arrays)
     save_gif(args.out / "plan.gif", world, states[number], goal, forces[number],
              config.clip_frames, f"goal {number}")
@@ -2711,7 +2716,7 @@ def check_archive(path):
             raise ValueError("a checksum is wrong")
 
 
-def check_checkpoint(saved):
+def check_checkpoint(saved, build=build_model):
     """An exception unless all parts of a checkpoint are there and fit together.
 
     The model is built on the "meta" device, which holds shapes only: a forged file may claim any
@@ -2722,7 +2727,7 @@ def check_checkpoint(saved):
         raise ValueError(f"format {saved['format']}, this program reads {FORMAT}")
     config = Config(**saved["config"])
     with torch.device("meta"):
-        model = build_model(config)
+        model = build(config)
     model.load_state_dict(dict(saved["model"]), assign=True)
     if not all(part.isfinite().all() for part in model.state_dict().values()):
         raise ValueError("a weight is not finite")

@@ -41,11 +41,10 @@ surprise of every film.
 """
 import sys
 
-from lib import cli, films, stats
+from lib import cli, films, stats, surprises
 from lib.films import CONTROL, RULES
 import hjepa
 import numpy as np
-import torch
 
 LEVELS = ("short", "macro", "both")
 
@@ -56,32 +55,6 @@ STATISTICS = (("event", "mean"), ("event and next", "largest"), ("event and next
               ("event and all after", "largest"), ("event and all after", "mean"))
 
 
-@torch.no_grad()
-def film_surprise(run, world, clip, film, forces, device, chunk=512):
-    """clip (n, T, bodies, 4), film (n, K T, bodies, 4), forces (n, K, A) -> squared error of P1 for
-    each clip (n, K), of P2 (n,); numpy."""
-    model = run.model
-    short, macro = [], []
-    clip_frames = clip.shape[1]
-    for start in range(0, len(clip), chunk):
-        some = slice(start, start + chunk)
-        shape = forces[some].shape[:2]                                    # (n, K)
-        later = film[some].unflatten(1, (-1, clip_frames))
-        clips = torch.cat([clip[some][:, None], later], 1).to(device)
-        obs = world.observe(clips)
-        force = forces[some].to(device)
-        z1, _ = model.context(obs[:, :-1].flatten(0, 1))
-        t1, t2 = model.target(obs[:, 1:].flatten(0, 1))
-        p1 = model.rollout(z1, force.flatten(0, 1)[:, None])[:, 0]
-        _, z2 = model.context(obs[:, 0])
-        p2 = model.jump(z2, force)
-        error1 = (p1 - t1).unflatten(0, shape)
-        error2 = p2 - t2.unflatten(0, shape)[:, -1]
-        short.append(error1.square().mean(-1).cpu())
-        macro.append(error2.square().mean(-1).cpu())
-    return torch.cat(short).double().numpy(), torch.cat(macro).double().numpy()
-
-
 def rule_surprise(rule, runs, world, seed, args):
     """-> dict: short (2, runs, n, K), macro (2, runs, n): of the lawful and the broken films; clip
     (n,): the clip of the event, counted from 0; fit: the share of starts that were fit."""
@@ -89,7 +62,8 @@ def rule_surprise(rule, runs, world, seed, args):
     pairs = films.make_pairs(rule, world, config, args.n, seed)
     short, macro = [], []
     for film, forces in zip(pairs.films, pairs.forces):
-        of_runs = [film_surprise(run, world, pairs.clip, film, forces, args.device) for run in runs]
+        of_runs = [surprises.film_surprise(run, world, pairs.clip, film, forces, args.device)
+                   for run in runs]
         short.append([error1 for error1, error2 in of_runs])
         macro.append([error2 for error1, error2 in of_runs])
     return {"short": np.array(short), "macro": np.array(macro), "fit": pairs.fit,
@@ -114,11 +88,6 @@ def over_window(short, clip, statistic):
     return (short * inside).sum(-1) / inside.sum(-1)
 
 
-def wins(a, b):
-    """1 where a > b, 0.5 where equal, else 0."""
-    return (a > b) + 0.5 * (a == b)
-
-
 def auroc(broken, lawful):
     """(runs, n) each -> AUROC, [low, high].
 
@@ -127,7 +96,7 @@ def auroc(broken, lawful):
     """
     tables = []
     for b, a in zip(broken, lawful):
-        tables.append(wins(b[:, None], a))
+        tables.append(surprises.wins(b[:, None], a))
     table = np.stack(tables)                                              # (runs, n, n)
     area = table.mean((1, 2))[:, None]
     contributions = table.mean(1) + table.mean(2) - area
@@ -142,7 +111,7 @@ def judge_statistics(found):
         by_rule = {}
         for rule, surprise in found.items():
             lawful, broken = over_window(surprise["short"], surprise["clip"], statistic)
-            by_rule[rule] = wins(broken, lawful).mean()
+            by_rule[rule] = surprises.wins(broken, lawful).mean()
         share = np.mean(list(by_rule.values()))
         candidates.append({"window": statistic[0], "how": statistic[1], "share": share,
                            "by_rule": by_rule})
@@ -182,7 +151,7 @@ def score(found, statistic, unit):
 def make_row(rule, level, scores, n):
     """-> row of a rule and a level."""
     lawful, broken = scores[rule][level]
-    more = wins(broken, lawful)
+    more = surprises.wins(broken, lawful)
     row = {"rule": rule, "level": level, "n": broken.shape[1],
            "share": more.mean(), "share_ci": stats.interval(more)}
     row["auroc"], row["auroc_ci"] = auroc(broken, lawful)

@@ -422,7 +422,8 @@ def script(name):
 
 
 SCRIPTS = {"dynamics": "--n", "response": "--n", "surprise": "--n", "representation": "--n",
-           "planning": "--goals", "ablation": "--goals", "episode": "--goals"}
+           "planning": "--goals", "ablation": "--goals", "episode": "--goals",
+           "variants": "--goals"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
