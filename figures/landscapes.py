@@ -19,13 +19,14 @@ landscapes.png has a dot per space, success against each gauge.
 import sys
 from pathlib import Path
 
-from lib import cli, goals
+from lib import cli, goals, planners
 import hjepa
 import torch
 
 TAPS = ("t1", "t2")
 COLOURS = {"t1": "#2166ac", "t2": "#b2182b"}
 SIDE_BY_SIDE = 20                               # goals at once
+CHANGES = 2048                                  # training worlds, as in training
 GAUGES = {"order": "order of distances", "weakest": "weakest direction"}
 
 
@@ -106,8 +107,18 @@ def weakest_direction(embed, clips, step=0.05):
 
 
 def ranks(x):
-    """(N,) -> the place of each number in the order of all."""
-    return x.argsort().argsort().float()
+    """(N,) -> the place of each number in the order of all; equal numbers share theirs."""
+    below = (x[:, None] > x).sum(1)
+    equal = (x[:, None] == x).sum(1)
+    return below + (equal - 1) / 2
+
+
+def spearman(x, y):
+    """Numbers (N,) twice -> their rank correlation; None if one of them never changes."""
+    places = torch.stack([ranks(x), ranks(y)])
+    if (places == places[:, :1]).all(1).any():
+        return None
+    return torch.corrcoef(places)[0, 1].item()
 
 
 def rows_of(name, run, world, drawn, clips):
@@ -157,24 +168,31 @@ def draw(rows):
 
 # ---- the study
 
-def untrained(run):
-    """-> the run with the weights that its training started from."""
-    return run._replace(model=hjepa.build_model(run.config).eval(), epochs=0)
+def untrained(run, world, device):
+    """-> the run with the weights that its training started from, and their metric of change."""
+    fresh = planners.untrained(run, device)
+    states, _, _ = hjepa.draw_sequences(world, run.config, CHANGES, run.config.seed, "change",
+                                        device)
+    change1, change2 = hjepa.measure_change(fresh.model, world.observe(states))
+    fresh.model.change1.copy_(change1)
+    fresh.model.change2.copy_(change2)
+    return fresh
 
 
 def measure(args, runs):
     run = cli.one_run(runs)
     world = hjepa.build_world(run.config)
     drawn = goals.goals_of(run.config, args.goals)
+    drawn = {key: values.to(args.device) for key, values in drawn.items()}
     states, _, _ = hjepa.draw_sequences(world, run.config, args.n, run.config.test_seed,
-                                        "landscape", "cpu")
+                                        "landscape", args.device)
     clips = states[:, -1]
-    named = [(run_name(args.run[0]), run), ("untrained", untrained(run))]
+    named = [(run_name(args.run[0]), run), ("untrained", untrained(run, world, args.device))]
     for path in args.beside:
-        model, config = hjepa.load(path)
-        epochs = hjepa.read_checkpoint(path)["epoch"]
-        check_same_world(config, run.config, path)
-        named.append((run_name(path), run._replace(model=model, config=config, epochs=epochs)))
+        saved = hjepa.read_checkpoint(path)
+        other = cli.Run(*hjepa.restore(saved, args.device), saved["epoch"])
+        check_same_world(other.config, run.config, path)
+        named.append((run_name(path), other))
     rows = []
     for name, one in named:
         rows += rows_of(name, one, world, drawn, clips)
@@ -183,9 +201,9 @@ def measure(args, runs):
     agreement = {}
     for gauge in GAUGES:
         values = torch.tensor([row[gauge] for row in rows])
-        agreement[gauge] = torch.corrcoef(torch.stack([ranks(values), ranks(success)]))[0, 1].item()
-        print(f"{GAUGES[gauge]}: Spearman correlation with success over {len(rows)} spaces "
-              f"{agreement[gauge]:.2f}")
+        agreement[gauge] = spearman(values, success)
+        said = "none" if agreement[gauge] is None else f"{agreement[gauge]:.2f}"
+        print(f"{GAUGES[gauge]}: rank correlation with success over {len(rows)} spaces: {said}")
     summary = {"n_clips": args.n, "goals_side_by_side": SIDE_BY_SIDE, "rows": rows,
                "agreement": agreement}
     return cli.Results(args.goals, summary, figure=lambda: draw(rows))

@@ -102,6 +102,31 @@ def smoke(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def guessing(tmp_path_factory):
+    """A run directory of the smoke preset whose model has a first guess. Read it, never write."""
+    run = tmp_path_factory.mktemp("guessing") / "run"
+    done = command("train", "--preset", "smoke", "--guess-width", 16, "--guess-weight", 1,
+                   "--validate-every", 0, "--run", run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def guessless(smoke, tmp_path_factory):
+    """A checkpoint with the weights of the smoke run, of a model without a first guess."""
+    content = hjepa.read_checkpoint(smoke)
+    content["config"].update(guess_width=0, guess_weight=0.0)
+    content["model"] = {name: weight for name, weight in content["model"].items()
+                        if not name.startswith("guess.")}
+    config = hjepa.Config(**content["config"])
+    fresh = hjepa.make_optimizer(hjepa.build_model(config), config, torch.device("cpu"))
+    content["optimizer"] = fresh.state_dict()
+    path = tmp_path_factory.mktemp("guessless") / "last.pt"
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """A run directory of TINY, trained without a stop. Read it, never write."""
     run = tmp_path_factory.mktemp("whole") / "run"

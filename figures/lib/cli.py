@@ -157,11 +157,24 @@ def head(args, runs, n):
             "intervals": stats.interval_note(runs)}
 
 
+def write_json(path, content):
+    """As hjepa.write_json, but a table, a list of dicts, has a line per row: shorter, and to be
+    read like a table."""
+    entries = []
+    for key, value in hjepa.rounded(content).items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = [json.dumps(row, allow_nan=False, separators=(",", ":")) for row in value]
+            text = "[\n  " + ",\n  ".join(rows) + "\n ]"
+        entries.append(f" {json.dumps(key)}: {text}")
+    with hjepa.whole_file(path) as part:
+        part.write_text("{\n" + ",\n".join(entries) + "\n}\n")
+
+
 def publish(args, runs, results):
     """Write NAME.json and NAME.npz, then draw and write NAME.png; each whole or not at all."""
     written = [f"{args.name}.json"]
-    hjepa.write_json(args.out / f"{args.name}.json",
-                     {**head(args, runs, results.n), **results.summary})
+    write_json(args.out / f"{args.name}.json", {**head(args, runs, results.n), **results.summary})
     if results.arrays is not None:
         written.append(f"{args.name}.npz")
         with hjepa.whole_file(args.out / f"{args.name}.npz") as part:
