@@ -32,8 +32,8 @@ hypothesis.settings.load_profile("fixed")
 TINY = hjepa.Config(
     sequences=16, batch=8, epochs=2, clip_frames=2, event_clips=3, force_limit=20.0, latent=4,
     width=4, heads=1, depth=1, short_width=4, macro_width=4, predictor_blocks=1, macro_blocks=3,
-    contact_share=0.0, guess_width=0, guess_weight=0.0, sim_weight=0.0, samples=10, iterations=2, elites=3, goals=2, validate_every=0, validate_goals=2, device="cpu",
-    precision="fp32")
+    contact_share=0.0, guess_width=0, guess_weight=0.0, sim_weight=0.0, samples=10, iterations=2,
+    elites=3, goals=2, validate_every=0, validate_goals=2, device="cpu", precision="fp32")
 
 
 def tiny(**settings):

@@ -134,7 +134,7 @@ SETTINGS = {
     "bodies that jump": ("--dt", 1, "--substeps", 1), "a feather that jumps": (
         "--masses", 0.001, 1000, "--radius", 0.02),
     "a huge body": ("--radius", 0.5, "--masses", 1, 4),
-    "a guess without a network": ("--guess-weight", 5), "contacts of one body": (
+    "a guess without a network": ("--guess-width", 0), "contacts of one body": (
         "--masses", 1, "--contact-share", 0.5),
     "sixty bodies": ("--masses", *[1] * 60, "--radius", 0.2),
     "no goal needs force": ("--force-limit", 1e-6, "--validate-every", 1),
