@@ -242,8 +242,8 @@ def measure(args, runs):
     horizons, settings = check(args, event)
     split = "validation" if args.validation else "test"
     from_guess = hasattr(runs[0].model, "guess") and not args.plain
-    kept = cli.KeptRows(args, {"weights": cli.fingerprint(runs), "n": args.goals,
-                               "goals_of": split, "from_guess": from_guess})
+    kept = cli.KeptRows(args, {"weights": cli.fingerprint([run.model for run in runs]),
+                               "n": args.goals, "goals_of": split, "from_guess": from_guess})
     rows, pairs, arrays = [], [], {}
     for frames in horizons:
         drawn = goals.goals_of(config, args.goals, split, frames)

@@ -47,6 +47,8 @@ on further goals as well. All searches have the same budget but for the tenth. T
 depends on (test seed, planner, number of the goal) alone. Where that is four times as fast or more,
 goals are searched side by side, and the JSON says so. planning.npz holds the goals and every final
 error, so that the table can be computed again.
+
+An interrupted study goes on: its rows are kept in OUT/planning.part.json until it is finished.
 """
 import dataclasses
 import sys
@@ -85,6 +87,7 @@ PAIRS = [("replanned from guess", "fly and fold"), ("replanned from guess", "sta
          ("macro from guess", "macro open loop"), ("short replanned", "fly and fold"),
          ("short replanned", "state network"), ("short replanned", "model + decoded cost"),
          ("short replanned", "short open loop"), ("both levels", "short replanned")]
+BUDGET = ("samples", "iterations", "elites", "init_std", "guess_std", "ease1", "ease2")
 GREY, GREEN, PURPLE, BLUE, RED = "0.45", "#1b7837", "#762a83", "#2166ac", "#b2182b"
 
 
@@ -305,6 +308,11 @@ def measure(args, runs):
     config = runs[0].config
     world = hjepa.build_world(config)
     tools = make_tools(args, runs, names, world)
+    budget = {key: getattr(config, key) for key in BUDGET}
+    rivals = [tool["network"] for tool in tools.values() if "network" in tool]
+    kept = cli.KeptRows(args, {"weights": cli.fingerprint([run.model for run in runs]),
+                               "rivals": cli.fingerprint(rivals), "n": args.goals,
+                               "many": args.many, "budget": budget})
     rows, pairs, manifest, arrays = [], [], [], {}
     for frames in horizons:
         drawn, source = draw_goals(args, config, frames)
@@ -315,7 +323,8 @@ def measure(args, runs):
                 continue
             n = args.goals if name in DEAR else len(drawn["goal"])
             some = {key: values[:n] for key, values in drawn.items()}
-            found[name] = try_row(name, runs, world, some, tools, args.device)
+            found[name] = goals.kept_or_tried(kept, name, frames, lambda: try_row(
+                name, runs, world, some, tools, args.device))
             zero = found["zero"].errors[:, :n]
             rows.append(make_row(name, frames, found[name], zero, goals.strata(some)))
             print("{frames} frames, {planner:>29}: worst body within 0.1 {success:6.1%}, within "
@@ -324,8 +333,6 @@ def measure(args, runs):
         errors = {name: tried.errors for name, tried in found.items()}
         pairs += compare(errors, frames, drawn["matters"])
         arrays.update(make_arrays(drawn, frames, found))
-    budget = {key: getattr(config, key) for key in ("samples", "iterations", "elites", "init_std",
-                                                    "guess_std", "ease1", "ease2")}
     summary = {"budget": budget, "goals_side_by_side": SIDE_BY_SIDE, "rows": rows, "pairs": pairs,
                "manifest": manifest}
     return cli.Results(args.goals, summary, arrays, lambda: draw(rows, horizons))

@@ -97,11 +97,11 @@ def one_run(runs):
     return runs[0]
 
 
-def fingerprint(runs):
-    """-> a hex digest of all weights: it tells the runs of one study from those of another."""
+def fingerprint(models):
+    """-> a hex digest of all weights: it tells the models of one study from those of another."""
     digest = hashlib.sha256()
-    for run in runs:
-        for weight in run.model.state_dict().values():
+    for model in models:
+        for weight in model.state_dict().values():
             digest.update(weight.cpu().numpy().tobytes())
     return digest.hexdigest()
 

@@ -98,6 +98,19 @@ def try_goals(solve, runs, goals, label, together=1):
     return Tried(torch.stack(errors), torch.stack(velocity), calls / searches, seconds)
 
 
+def kept_or_tried(kept, name, frames, attempt):
+    """-> Tried: of an earlier, interrupted study, or attempt() and kept from now on."""
+    row = kept.find(planner=name, frames=frames)
+    if row is None:
+        tried = attempt()
+        kept.add({"planner": name, "frames": frames, "errors": tried.errors.tolist(),
+                  "velocity": tried.velocity.tolist(), "calls": tried.calls,
+                  "seconds": tried.seconds})
+        return tried
+    return Tried(torch.tensor(row["errors"]), torch.tensor(row["velocity"]), row["calls"],
+                 row["seconds"])
+
+
 def outcomes(errors):
     """Final errors (runs, goals, bodies) -> dict of arrays (runs, goals).
 
