@@ -19,64 +19,17 @@ landscapes.png has a dot per space, success against each gauge.
 import sys
 from pathlib import Path
 
-from lib import cli, goals, planners
+from lib import cli, goals, planners, spaces
 import hjepa
 import torch
 
 TAPS = ("t1", "t2")
 COLOURS = {"t1": "#2166ac", "t2": "#b2182b"}
-SIDE_BY_SIDE = 20                               # goals at once
 CHANGES = 2048                                  # training worlds, as in training
 GAUGES = {"order": "order of distances", "weakest": "weakest direction"}
 
 
-class Space:
-    """One way to embed clips and to measure distance: tap 0 or 1, with the metric of change?"""
-
-    def __init__(self, run, world, tap, changed):
-        self.config = run.config
-        self.encoder = run.model.target
-        self.world = world
-        self.tap = tap
-        change = (run.model.change1, run.model.change2)[tap]
-        ease = (run.config.ease1, run.config.ease2)[tap]
-        self.metric = hjepa.change_metric(change, ease if changed else 0)
-
-    def embed(self, clips):
-        """Clips (N, T, bodies, 4) -> (N, D): plain distances there are those of the space."""
-        return self.encoder(self.world.observe(clips))[self.tap] @ self.metric
-
-    def cost(self, now, goal):
-        """Clips (B, T, bodies, 4) -> a cost for hjepa.cem: the true simulator, distance in here."""
-        frames = self.config.clip_frames
-
-        def reached(start, plans):
-            states, _ = self.world.rollout(start.unflatten(-1, (-1, 4)), plans, frames)
-            return self.embed(states[:, -frames:])
-        return hjepa.latent_cost(reached, now[:, -1].flatten(1), self.embed(goal))
-
-
-# ---- the search, and the gauges
-
-@torch.no_grad()
-def search(space, drawn, label):
-    """Open loop, plain CEM with the run's budget -> final errors (1, goals, bodies)."""
-    config = space.config
-    budget = dict(samples=config.samples, iterations=config.iterations, elites=config.elites)
-    parts = torch.arange(len(drawn["goal"])).split(SIDE_BY_SIDE)
-    errors = []
-    for pick in hjepa.progress(parts, label, len(parts)):
-        goal = drawn["goal"][pick]
-        gens = [hjepa.generator(config.test_seed, "landscape", i) for i in pick.tolist()]
-
-        def cost_to_go(now, left):
-            return space.cost(now, goal)
-        states, _ = hjepa.plan_once(space.world, drawn["clip"][pick], config.event_clips,
-                                    cost_to_go, gens, None, config.init_std, config.clip_frames,
-                                    **budget)
-        errors.append(goals.final_errors(states, goal))
-    return torch.cat(errors)[None]
-
+# ---- the gauges, and the search
 
 @torch.no_grad()
 def weakest_direction(embed, clips, step=0.05):
@@ -106,29 +59,14 @@ def weakest_direction(embed, clips, step=0.05):
     return share.clamp_min(1e-12).log().mean().exp().item()
 
 
-def ranks(x):
-    """(N,) -> the place of each number in the order of all; equal numbers share theirs."""
-    below = (x[:, None] > x).sum(1)
-    equal = (x[:, None] == x).sum(1)
-    return below + (equal - 1) / 2
-
-
-def spearman(x, y):
-    """Numbers (N,) twice -> their rank correlation; None if one of them never changes."""
-    places = torch.stack([ranks(x), ranks(y)])
-    if (places == places[:, :1]).all(1).any():
-        return None
-    return torch.corrcoef(places)[0, 1].item()
-
-
 def rows_of(name, run, world, drawn, clips):
     """-> a row for each tap and each distance of one model."""
     rows = []
     for tap, tap_name in enumerate(TAPS):
         for changed in (False, True):
-            space = Space(run, world, tap, changed)
+            space = spaces.Space(run, world, tap, changed)
             distance = "metric of change" if changed else "plain"
-            errors = search(space, drawn, f"{name}, {tap_name}, {distance}")
+            errors = spaces.search(space, drawn, f"{name}, {tap_name}, {distance}")
             outcome = goals.summary(errors)
             row = {"space": name, "tap": tap_name, "distance": distance, "epochs": run.epochs,
                    "weakest": weakest_direction(space.embed, clips),
@@ -183,7 +121,6 @@ def measure(args, runs):
     run = cli.one_run(runs)
     world = hjepa.build_world(run.config)
     drawn = goals.goals_of(run.config, args.goals)
-    drawn = {key: values.to(args.device) for key, values in drawn.items()}
     states, _, _ = hjepa.draw_sequences(world, run.config, args.n, run.config.test_seed,
                                         "landscape", args.device)
     clips = states[:, -1]
@@ -201,10 +138,10 @@ def measure(args, runs):
     agreement = {}
     for gauge in GAUGES:
         values = torch.tensor([row[gauge] for row in rows])
-        agreement[gauge] = spearman(values, success)
+        agreement[gauge] = spaces.spearman(values, success)
         said = "none" if agreement[gauge] is None else f"{agreement[gauge]:.2f}"
         print(f"{GAUGES[gauge]}: rank correlation with success over {len(rows)} spaces: {said}")
-    summary = {"n_clips": args.n, "goals_side_by_side": SIDE_BY_SIDE, "rows": rows,
+    summary = {"n_clips": args.n, "goals_side_by_side": spaces.SIDE_BY_SIDE, "rows": rows,
                "agreement": agreement}
     return cli.Results(args.goals, summary, figure=lambda: draw(rows))
 

@@ -102,16 +102,6 @@ def smoke(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def guessing(tmp_path_factory):
-    """A run directory of the smoke preset whose model has a first guess. Read it, never write."""
-    run = tmp_path_factory.mktemp("guessing") / "run"
-    done = command("train", "--preset", "smoke", "--guess-width", 16, "--guess-weight", 1,
-                   "--validate-every", 0, "--run", run)
-    assert done.returncode == 0, done.stderr
-    return run
-
-
-@pytest.fixture(scope="session")
 def guessless(smoke, tmp_path_factory):
     """A checkpoint with the weights of the smoke run, of a model without a first guess."""
     content = hjepa.read_checkpoint(smoke)

@@ -25,9 +25,9 @@ MANY = 5                                        # goals of rows that cost little
 
 
 @pytest.fixture(scope="module")
-def second(guessing, tmp_path_factory):
+def second(smoke, tmp_path_factory):
     """The weights of the run under another seed: enough to see how seeds are treated."""
-    saved = hjepa.read_checkpoint(guessing)
+    saved = hjepa.read_checkpoint(smoke)
     saved["config"]["seed"] = 1
     path = tmp_path_factory.mktemp("second") / "last.pt"
     torch.save(saved, path)
@@ -35,10 +35,10 @@ def second(guessing, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def networks(guessing, second, tmp_path_factory):
+def networks(smoke, second, tmp_path_factory):
     """The state network of each of the two runs, as figures/state.py trains it -> two files."""
     out = tmp_path_factory.mktemp("networks")
-    for run, name in ((guessing, "first.pt"), (second, "second.pt")):
+    for run, name in ((smoke, "first.pt"), (second, "second.pt")):
         done = here("figures/state.py", "--run", run, "--epochs", 1, "--to", out / name, "--out",
                     out)
         assert done.returncode == 0, done.stderr
@@ -46,13 +46,13 @@ def networks(guessing, second, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def report(guessing, second, networks, tmp_path_factory):
+def report(smoke, second, networks, tmp_path_factory):
     """The study as a user runs it, on two runs -> its JSON, its arrays."""
     out = tmp_path_factory.mktemp("planning")
     first_network, second_network = networks
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "fit_decoder", functools.partial(probes.fit_decoder, n=300))
-        done = here("figures/planning.py", "--run", guessing, "--run", second, "--goals", 3,
+        done = here("figures/planning.py", "--run", smoke, "--run", second, "--goals", 3,
                     "--many", MANY, "--state", first_network, "--state", second_network,
                     "--frames", 50, 25, "--samples", 12, "--out", out)
     assert done.returncode == 0, done.stderr
@@ -62,9 +62,9 @@ def report(guessing, second, networks, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def small(guessing):
+def small(smoke):
     """The run, its world and four goals."""
-    run, = cli.open_runs([guessing], CPU)
+    run, = cli.open_runs([smoke], CPU)
     return run, hjepa.build_world(run.config), goals.goals_of(run.config, 4)
 
 
@@ -263,8 +263,8 @@ def test_what_a_model_has_not_is_left_out_with_a_reason(guessless, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_state_network_of_another_run_is_refused(guessing, networks, tmp_path):
-    done = here("figures/planning.py", "--run", guessing, "--state", networks[1], "--goals", 2,
+def test_a_state_network_of_another_run_is_refused(smoke, networks, tmp_path):
+    done = here("figures/planning.py", "--run", smoke, "--state", networks[1], "--goals", 2,
                 "--frames", 25, "--only", "state network", "--out", tmp_path)
     assert done.returncode == 2 and "other seed" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -368,7 +368,7 @@ def test_the_table(report):
         n = 3 if name in planning.DEAR else MANY
         assert errors.shape == (1 if name in planning.PLAIN else 2, n, 3)
         assert row["success"] == pytest.approx((errors.max(-1) < 0.1).mean(), abs=1e-5)
-        assert row["error"] == pytest.approx(errors.mean(), rel=1e-4)
+        assert row["error"] == pytest.approx(errors.mean(), rel=1e-3)
         zero = arrays[f"errors/zero/{frames}"][:, :n].mean()
         assert row["skill"] == pytest.approx(1 - errors.mean() / zero, abs=1e-4)
         for key in ("success", "strict", "mean_body", "error", "skill"):
@@ -434,9 +434,9 @@ def test_the_arrays_tell_the_goals(report):
 
 # ---- episode.py
 
-def test_an_episode_can_be_recomputed_from_its_files(guessing, small, tmp_path):
+def test_an_episode_can_be_recomputed_from_its_files(smoke, small, tmp_path):
     run, world, _ = small
-    done = here("figures/episode.py", "--run", guessing, "--out", tmp_path)
+    done = here("figures/episode.py", "--run", smoke, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "episode.json").read_text())
     arrays = {key: torch.tensor(values)
