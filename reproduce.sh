@@ -102,24 +102,31 @@ if [ "$mode" = paper ]; then
     frames="25 50 75"                     # the long horizons take an hour
 fi
 
-n=()                                      # sizes: the defaults, but for smoke
-goals=()
+n=""                                      # sizes: the defaults, but for smoke
+goals=""
 if [ "$mode" = smoke ]; then
-    n=(--n 256)
-    goals=(--goals 10)
+    n="--n 256"
+    goals="--goals 10"
 fi
 
 for name in curves plan; do
     measure "$weights" "$out" hjepa.py $name --run "$run"
 done
 for name in diagnose probe; do
-    measure "$weights" "$out" hjepa.py $name --run "$run" "${n[@]}"
+    measure "$weights" "$out" hjepa.py $name --run "$run" $n
 done
 for name in representation dynamics response surprise; do
-    measure "$weights" "$out" figures/$name.py --run "$run" "${n[@]}"
+    measure "$weights" "$out" figures/$name.py --run "$run" $n
 done
 measure "$weights" "$out" figures/episode.py --run "$run"
-measure "$weights" "$out" figures/planning.py --run "$run" --frames $frames "${goals[@]}"
+measure "$weights" "$out" figures/landscapes.py --run "$run" $goals
+
+rival=""
+if [ "$mode" = paper ]; then
+    rival="--state figures/weights/state.pt"
+    measure "$weights" "$out" figures/state.py --run "$run" --to figures/weights/state.pt
+fi
+measure "$weights" "$out" figures/planning.py --run "$run" --frames $frames $goals $rival
 measure "$weights" "$out" figures/report/diagram.py --run "$run"
 
 if [ "$mode" = paper ]; then

@@ -53,10 +53,12 @@ def position_error(network, world, config, device):
 
 
 def save(path, settings, epochs, network, optimizer, rows):
-    """Write the file, whole or not at all."""
+    """Write the file, whole or not at all. When the training is finished it is small: the state of
+    the optimizer is left out."""
     whole = io.BytesIO()                        # torch.save to a full disk raises no OSError
+    unfinished = optimizer.state_dict() if len(rows) < epochs else None
     torch.save({"settings": settings, "epochs": epochs, "model": network.state_dict(),
-                "optimizer": optimizer.state_dict(), "rows": rows}, whole)
+                "optimizer": unfinished, "rows": rows}, whole)
     with hjepa.whole_file(path) as part:
         part.write_bytes(whole.getbuffer())
 
@@ -68,7 +70,8 @@ def resume(path, settings, epochs, network, optimizer):
         raise hjepa.Refusal(f"{path} holds a network of other settings or --epochs: repeat those, "
                             "or give another --to")
     network.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
+    if len(saved["rows"]) < epochs:
+        optimizer.load_state_dict(saved["optimizer"])
     return saved["rows"]
 
 

@@ -121,7 +121,7 @@ def outcome_rows():
         for row in json.loads(path.read_text())["rows"]:
             yield file, row, f"errors/{row['planner']}/{row['frames']}"
     for row in json.loads((RESULTS / "plan.json").read_text())["rows"]:
-        yield "plan", row, f"errors/{row['planner']}"
+        yield "plan", row, f"errors/{row['planner']}/{row['frames']}"
     for row in json.loads((RESULTS / "hierarchy.json").read_text())["rows"]:
         yield "hierarchy", row, (f"errors/{row['planner']}/{row['frames']}/{row['samples']} x "
                                  f"{row['iterations']}")
