@@ -54,7 +54,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from lib import cli, drawing, goals, planners, probes, state_network, stats
+from lib import cli, drawing, goals, planners, probes, state_network, table_rows
 import hjepa
 import numpy as np
 import torch
@@ -109,44 +109,6 @@ def try_row(name, runs, world, drawn, tools, device):
 
 # ---- the table
 
-def share(row, name, reached):
-    """Write the share of goals that are reached (runs, n), and its interval, into the row."""
-    row[name] = round(reached.mean().item(), 5)
-    row[name + "_ci"] = stats.interval(reached)
-
-
-def tidy(row):
-    """The same row without digits that nobody needs: the JSON stays small."""
-    for key, value in row.items():
-        if key.endswith("_ci"):
-            row[key] = [round(bound, 4 if key == "error_ci" else 3) for bound in value]
-        elif key in ("error", "skill", "velocity", "seconds"):
-            row[key] = float(f"{value:.4g}")
-    return row
-
-
-def make_row(name, frames, tried, zero, parts):
-    """What was tried, errors of zero force on the same goals (1, n, bodies), goals.strata of them
-    -> a row."""
-    errors = tried.errors
-    reached = goals.outcomes(errors)
-    row = {"planner": name, "frames": frames, "n": errors.shape[1]}
-    for key in ("success", "strict", "mean_body"):
-        share(row, key, reached[key])
-    row.update(error=errors.mean().item(), **goals.skill(errors, zero),
-               velocity=tried.velocity.mean().item())
-    for part, who in parts.items():
-        row[part] = {"n": int(who.sum())}
-        if who.any():
-            share(row[part], "success", reached["success"][:, who])
-            tidy(row[part])
-    row.update(predictor_calls=round(tried.calls), seconds=tried.seconds)
-    if len(errors) > 1:
-        for key in ("mean_body", "success"):
-            row[key + "_runs"] = reached[key].mean(1).round(5).tolist()
-    return tidy(row)
-
-
 def compare(errors, frames, matters):
     """errors: planner -> (runs, n, bodies); matters (n,) -> rows: a minus b on the same goals, with
     a rival also on those where a contact matters."""
@@ -161,8 +123,8 @@ def compare(errors, frames, matters):
         who = matters[:n]
         if b in RIVALS and who.any():
             found = goals.differences(mine[:, who], other[:, who], ("success",))
-            row["matters"] = tidy({"n": int(who.sum()), **found})
-        rows.append(tidy(row))
+            row["matters"] = table_rows.tidy({"n": int(who.sum()), **found})
+        rows.append(table_rows.tidy(row))
     return rows
 
 
@@ -326,7 +288,7 @@ def measure(args, runs):
             found[name] = goals.kept_or_tried(kept, name, frames, lambda: try_row(
                 name, runs, world, some, tools, args.device))
             zero = found["zero"].errors[:, :n]
-            rows.append(make_row(name, frames, found[name], zero, goals.strata(some)))
+            rows.append(table_rows.make_row(name, frames, found[name], zero, goals.strata(some)))
             print("{frames} frames, {planner:>29}: worst body within 0.1 {success:6.1%}, within "
                   "0.05 {strict:6.1%}, error {error:.3f}, skill {skill:7.1%}, {seconds:.3f} s"
                   .format(**rows[-1]), flush=True)

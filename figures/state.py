@@ -15,15 +15,12 @@ loss; position_error, how far the bodies are from where it puts them after a mac
 validation worlds, as a mean in half boxes.
 """
 import dataclasses
-import io
 import sys
-import time
 from pathlib import Path
 
-from lib import cli, state_network
+from lib import cli, state_network, trainings
 import hjepa
 import torch
-import torch.nn.functional as F
 
 VALIDATION = 2048                               # worlds
 
@@ -33,12 +30,6 @@ def training_data(world, config, device):
     beside them, forces (n, K - 1, A) first."""
     states, *others = hjepa.draw_training(world, config, device)
     return world.observe(states[:, :, -1]), *others
-
-
-def prediction_error(network, seen, forces):
-    """seen (B, K, F) in the last frame of each clip, forces (B, K - 1, A) -> mean squared error."""
-    predicted = network.rollout(seen[:, 0], forces)
-    return F.mse_loss(predicted, seen[:, 1:])
 
 
 @torch.no_grad()
@@ -52,56 +43,25 @@ def position_error(network, world, config, device):
     return hjepa.distance(there, states[:, -1, -1]).mean().item()
 
 
-def save(path, settings, epochs, network, optimizer, rows):
-    """Write the file, whole or not at all. When the training is finished it is small: the state of
-    the optimizer is left out."""
-    whole = io.BytesIO()                        # torch.save to a full disk raises no OSError
-    unfinished = optimizer.state_dict() if len(rows) < epochs else None
-    torch.save({"settings": settings, "epochs": epochs, "model": network.state_dict(),
-                "optimizer": unfinished, "rows": rows}, whole)
-    with hjepa.whole_file(path) as part:
-        part.write_bytes(whole.getbuffer())
-
-
-def resume(path, settings, epochs, network, optimizer):
-    """Fill network and optimizer from the file -> its rows. Refusal of another training's file."""
-    saved = state_network.read(path)
-    if saved["settings"] != settings or saved["epochs"] != epochs:
-        raise hjepa.Refusal(f"{path} holds a network of other settings or --epochs: repeat those, "
-                            "or give another --to")
-    network.load_state_dict(saved["model"])
-    if len(saved["rows"]) < epochs:
-        optimizer.load_state_dict(saved["optimizer"])
-    return saved["rows"]
-
-
 def train(run, path, args):
     """Train from where the file stands to the end -> network, a row per epoch."""
     settings = state_network.settings_of(run.config)
     config = dataclasses.replace(run.config, epochs=args.epochs)
     world = hjepa.build_world(config)
     network = state_network.build(settings).to(args.device)
-    optimizer = hjepa.make_optimizer(network, config, args.device)
-    rows = []
-    if path.exists():
-        rows = resume(path, settings, args.epochs, network, optimizer)
-    if len(rows) == args.epochs:
-        return network, rows
+    saved = state_network.read(path) if path.exists() else None
 
     def loss(seen, forces, *others):
-        error = prediction_error(network, seen, forces)
+        error = state_network.prediction_error(network, seen, forces)
         return error, {"error": error}
-    data = training_data(world, config, args.device)
-    for epoch in range(len(rows), args.epochs):
-        start = time.perf_counter()
-        means, _ = hjepa.train_epoch(loss, network, optimizer, data, config, epoch, args.device,
-                                     args.precision)
-        rows.append({"epoch": epoch + 1, **means,
-                     "position_error": position_error(network, world, config, args.device),
-                     "seconds": time.perf_counter() - start})
-        save(path, settings, args.epochs, network, optimizer, rows)
-        print("epoch {epoch}: error {error:.5f}, position error {position_error:.4f}, "
-              "{seconds:.0f} s".format(**rows[-1]), flush=True)
+
+    def draw():
+        return training_data(world, config, args.device)
+
+    def watch():
+        return {"position_error": position_error(network, world, config, args.device)}
+    rows = trainings.train(path, saved, settings, network, loss, draw, config, args.device,
+                           args.precision, watch)
     return network, rows
 
 

@@ -63,7 +63,8 @@ def make_parser(name, doc, trains=False, **numbers):
         parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16"),
                             help="of matrix products in training (default: fp32)")
     for flag, (default, meaning) in numbers.items():
-        parser.add_argument("--" + flag, type=int, default=default, help=f"{meaning} ({default})")
+        parser.add_argument("--" + flag.replace("_", "-"), type=int, default=default,
+                            help=f"{meaning} ({default})")
     return parser
 
 
@@ -212,7 +213,7 @@ def parse(parser, argv=None):
         raise hjepa.Refusal("an argument is empty: give a value, or leave the flag out")
     args = parser.parse_args(argv)
     for flag in args.numbers:
-        check_number(flag, getattr(args, flag))
+        check_number(flag.replace("_", "-"), getattr(args, flag))
     args.argv = argv
     args.run = args.run or [Path("runs/paper")]
     args.out = args.out or hjepa.default_out(args.run[0])

@@ -52,7 +52,8 @@ def metered(model):
 
     def count(module, given, out):
         meter["calls"] += len(out)
-    hooks = [predictor.register_forward_hook(count) for predictor in (model.short, model.macro)]
+    predictors = [getattr(model, name) for name in ("short", "macro") if hasattr(model, name)]
+    hooks = [predictor.register_forward_hook(count) for predictor in predictors]
     try:
         yield meter
     finally:
@@ -98,12 +99,13 @@ def try_goals(solve, runs, goals, label, together=1):
     return Tried(torch.stack(errors), torch.stack(velocity), calls / searches, seconds)
 
 
-def kept_or_tried(kept, name, frames, attempt):
-    """-> Tried: of an earlier, interrupted study, or attempt() and kept from now on."""
-    row = kept.find(planner=name, frames=frames)
+def kept_or_tried(kept, name, frames, attempt, **more):
+    """-> Tried: of an earlier, interrupted study, or attempt() and kept from now on. more: what
+    tells the row from others of this planner and horizon."""
+    row = kept.find(planner=name, frames=frames, **more)
     if row is None:
         tried = attempt()
-        kept.add({"planner": name, "frames": frames, "errors": tried.errors.tolist(),
+        kept.add({"planner": name, "frames": frames, **more, "errors": tried.errors.tolist(),
                   "velocity": tried.velocity.tolist(), "calls": tried.calls,
                   "seconds": tried.seconds})
         return tried

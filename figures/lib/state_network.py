@@ -4,6 +4,9 @@ from pathlib import Path
 import hjepa
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+
+from lib import trainings
 
 # What decides which network a training gives. Of a run, the planner's and the encoders' do not.
 SETTINGS = ("masses", "radius", "dt", "substeps", "force_limit", "start_speed", "sequences",
@@ -40,6 +43,19 @@ def build(settings):
         return StateNetwork(**shape)
 
 
+def build_whole(settings):
+    """As build. ValueError unless the dict has the SETTINGS and no more."""
+    if set(settings) != set(SETTINGS):
+        raise ValueError("the parts do not fit")
+    return build(settings)
+
+
+def prediction_error(network, seen, forces):
+    """seen (B, K, F) in the last frame of each clip, forces (B, K - 1, A) -> mean squared error."""
+    predicted = network.rollout(seen[:, 0], forces)
+    return F.mse_loss(predicted, seen[:, 1:])
+
+
 def settings_of(config):
     """Config of a run -> dict of the SETTINGS."""
     return {name: getattr(config, name) for name in SETTINGS}
@@ -61,22 +77,10 @@ def cost_of(network, world, now, goal, meter):
 
 
 def read(path):
-    """File of state.py -> dict(settings, epochs, model, optimizer, rows). Refusal if there is none,
-    or if it is damaged. Nothing in it is executed."""
-    if not path.is_file():
-        raise hjepa.Refusal(f"no state network at {path}: train it with `python figures/state.py "
-                            "--run RUN`, or name another with --state")
-    try:
-        hjepa.check_archive(path)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        build(saved["settings"]).load_state_dict(saved["model"])
-        if not len(saved["rows"]) <= saved["epochs"] or set(saved["settings"]) != set(SETTINGS):
-            raise ValueError("the parts do not fit")
-        return saved
-    except Exception as error:                  # torch.load has a dozen ways to say the same thing
-        raise hjepa.Refusal(f"{path} is damaged or not of figures/state.py "
-                            f"({hjepa.first_line(error)[:80]}): move it away and train again"
-                            ) from None
+    """File of state.py -> see trainings.read. Refusal if there is none, or if it is damaged."""
+    return trainings.read(path, build_whole, f"no state network at {path}: train it with `python "
+                          "figures/state.py --run RUN`, or name another with --state",
+                          "figures/state.py")
 
 
 def load(path, run, device):
