@@ -73,7 +73,7 @@ def test_the_loss_is_the_mean_squared_error_of_its_own_roll_out(run):
         for k in range(3):
             now = network.short(now, forces[:, k])
             squares.append((now - seen[:, k + 1]).square())
-        assert torch.allclose(state.prediction_error(network, seen, forces),
+        assert torch.allclose(state_network.prediction_error(network, seen, forces),
                               torch.stack(squares).mean(), rtol=1e-5)
 
 
