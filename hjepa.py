@@ -963,7 +963,7 @@ def change_metric(change, ease):
     if ease == 0:
         return torch.eye(len(change), device=change.device)
     values, directions = torch.linalg.eigh(change.float().cpu())          # not on every device
-    values = values.clamp_min(1e-12)                                      # all 0: the plain distance
+    values = values.clamp_min(1e-12)                                      # all 0: plain distance
     scale = (values + ease * values.mean()).rsqrt()
     scale = scale / scale.square().mean().sqrt()
     return (directions * scale).to(change.device)
@@ -1990,6 +1990,9 @@ def provenance(args, saved, n):
             "sequences": saved["config"]["sequences"]}
 
 
+YLABELS = {"composite objective": "composite", "validation worlds": "share, R2 or deviation"}
+
+
 def draw_curves(args):
     """Loss curves: composite (the paper's 121 and 40 are marked), every term, goals reached."""
     saved = read_checkpoint(args.run)
@@ -2007,20 +2010,31 @@ def draw_curves(args):
     panels = {title: [name for name in names if any(name in row for row in history)]
               for title, names in panels.items()}
     panels = {title: names for title, names in panels.items() if names}
-    figure, axes = new_figure(1, len(panels), 4 * len(panels), 4)
-    for ax, (title, names) in zip(axes[0], panels.items()):
+    columns = math.ceil(len(panels) / 2)
+    figure, axes = new_figure(2, columns, 4.5 * columns, 7.5)
+    for ax in axes.flat[len(panels):]:
+        ax.remove()
+    for ax, (title, names) in zip(axes.flat, panels.items()):
         for name, colour in zip(names, COLOURS):
             measured = [row for row in history if name in row]
             epochs = [row["epoch"] for row in measured]
-            ax.plot(epochs, [row[name] for row in measured], ".-", label=name, color=colour)
+            marker = "." if len(measured) < 40 else ""
+            ax.plot(epochs, [row[name] for row in measured], marker=marker, label=name,
+                    color=colour)
         scale = "linear" if title == "validation worlds" else "log"
-        ax.set(title=title, xlabel="epoch", yscale=scale)
-        ax.legend(fontsize=7)
-    for value in (121, 40):
-        axes[0, 0].axhline(value, color="0.6", lw=0.8, ls=":")
-        axes[0, 0].annotate(f"paper: {value}", (1, value), fontsize=7)
-
+        ax.set(title=title, xlabel="epoch", ylabel=YLABELS.get(title, "term of the loss"),
+               yscale=scale)
+        ax.legend(fontsize=8)
     first, last = history[0], history[-1]
+    composite = axes[0, 0]
+    composite.plot(0, first["first_step"], "o", color=COLOURS[0])
+    composite.annotate(f"first step: {first['first_step']:.0f}", (0, first["first_step"]),
+                       xytext=(8, -4), textcoords="offset points", fontsize=8)
+    for value, where in ((121, "first"), (40, "last")):
+        composite.axhline(value, color="0.6", lw=0.8, ls=":")
+        composite.annotate(f"the paper's {where}: {value}", (last["epoch"], value), ha="right",
+                           xytext=(0, 3), textcoords="offset points", fontsize=8)
+
     print(f"composite: {first['first_step']:.1f} at the first step, {first['composite']:.1f} over "
           f"epoch 1, {last['composite']:.1f} over epoch {len(history)}; the paper: 121 to 40")
     shown = [row for row in history if len(history) <= 10 or row is last
@@ -2039,10 +2053,12 @@ def draw_curves(args):
 
 
 def draw_diagnostics(args):
-    """Did it collapse? Deviation, covariance, correlation, spectrum and rank of z1, t1, z2, t2.
+    """Did it collapse? Deviation, correlation, spectrum and rank of z1, t1, z2, t2.
 
-    A collapse shows as deviations near 0, coloured correlations, and a spectrum that falls off a
-    cliff.
+    A collapse shows as deviations near 0, as correlations far from 0, or as a spectrum of a few
+    directions. Where the spectrum falls off a cliff, the embedding has no more directions: a clip
+    of three bodies has 12 degrees of freedom, and however they are bent, they do not fill 256
+    dimensions.
     """
     saved = read_checkpoint(args.run)
     model, config = restore(saved, args.device)
@@ -2053,32 +2069,42 @@ def draw_diagnostics(args):
     titles = {"z1": "context, shallow", "t1": "target, shallow",
               "z2": "context, deep", "t2": "target, deep"}
     rows, arrays = [], {}
-    figure, axes = new_figure(4, 4, 15, 14)
-    for column, (name, title) in zip(axes.T, titles.items()):
+    figure, axes = new_figure(2, 2, 12, 9)
+    deviations, correlations, spectra, matrix = axes.flat
+    for (name, title), colour in zip(titles.items(), COLOURS):
         covariance = torch.cov(z[name].T)
         std = covariance.diagonal().sqrt()
         size = len(std)
         correlation = covariance / (std[:, None] * std).clamp_min(1e-12)
-        off_diagonal = correlation[~torch.eye(size, dtype=torch.bool)].abs().mean().item()
+        off_diagonal = correlation[~torch.eye(size, dtype=torch.bool)]
         spectrum = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(1e-12)
         row = {"set": title, "dimensions": size, "std_min": std.min().item(),
                "std_mean": std.mean().item(), "std_max": std.max().item(),
-               "correlation": off_diagonal, "rank": effective_rank(z[name])}
+               "correlation": off_diagonal.abs().mean().item(), "rank": effective_rank(z[name])}
         rows.append(row)
         arrays[f"std/{title}"] = std.numpy()
         arrays[f"spectrum/{title}"] = spectrum.numpy()
         print(f"{title}: deviation {row['std_min']:.2f} to {row['std_max']:.2f}, mean "
-              f"|correlation| {off_diagonal:.3f}, effective rank {row['rank']:.0f} of {size}")
+              f"|correlation| {row['correlation']:.3f}, effective rank {row['rank']:.0f} of {size}")
 
-        column[0].bar(range(size), std.sort().values, width=1.0, color=COLOURS[0])
-        column[0].set(title=f"{title}\ndeviation of each dimension")
-        column[1].set(title="covariance")
-        column[2].set(title=f"|correlation| {off_diagonal:.3f} on average")
-        for ax, matrix in ((column[1], covariance), (column[2], correlation)):
-            image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-            figure.colorbar(image, ax=ax, shrink=0.8)
-        column[3].semilogy(range(1, size + 1), spectrum, color=COLOURS[1])
-        column[3].set(title=f"spectrum, effective rank {row['rank']:.0f}")
+        numbers = range(1, size + 1)
+        deviations.plot(numbers, std.sort().values, color=colour, label=title)
+        correlations.hist(off_diagonal.numpy(), bins=np.linspace(-0.5, 0.5, 101), density=True,
+                          histtype="step", color=colour, label=f"{title}: {row['correlation']:.3f}")
+        spectra.semilogy(numbers, spectrum, color=colour, label=f"{title}: {row['rank']:.0f}")
+        if name == "t2":
+            image = matrix.imshow(covariance, cmap="RdBu_r", vmin=-1, vmax=1)
+            figure.colorbar(image, ax=matrix)
+    deviations.axhline(1, color="0.6", lw=0.8, ls=":")
+    deviations.set(title="standard deviation of each dimension; the loss asks for 1",
+                   xlabel="dimension, sorted", ylim=(0, None))
+    correlations.set(title="correlation of two dimensions; mean of |correlation|",
+                     xlabel="correlation", ylabel="density")
+    spectra.set(title="spectrum of the covariance; effective rank", xlabel="direction, sorted",
+                ylabel="variance")
+    matrix.set(title="covariance of the deep target", xlabel="dimension", ylabel="dimension")
+    for ax in (deviations, correlations, spectra):
+        ax.legend(fontsize=8)
 
     summary = {**provenance(args, saved, args.n), "rows": rows}
     save_figure(args.out, "diagnose", figure, summary, arrays)
@@ -2116,7 +2142,7 @@ def draw_probes(args):
         splits.append((sources, probe_targets(states[:, 0, -1], config.masses)))
     (x_train, y_train), (x_validation, y_validation), (x_test, y_test) = splits
 
-    figure, axes = new_figure(1, 2, 13, 4.6)
+    figure, axes = new_figure(1, 2, 14, 4.6)
     rows = []
     for i, source in enumerate(progress(x_train, "probe", len(x_train))):
         scores = {}
@@ -2137,7 +2163,7 @@ def draw_probes(args):
         print(f"{source:>21}: {said}")
     axes[0, 1].set(title="linear probes on test worlds (below 0: drawn as 0)", ylabel="R2")
     axes[0, 1].set_xticks(range(len(y_train)), list(y_train))
-    axes[0, 1].legend(fontsize=7, loc="lower left")
+    axes[0, 1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(args.out, "probe", figure, {**provenance(args, saved, args.n), "rows": rows})
 
 
