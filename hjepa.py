@@ -678,9 +678,6 @@ class HJEPA(nn.Module):
         self.lift = small_map(latent)
         if guess_width > 0:
             self.guess = FirstGuess(latent, actions, event_clips, guess_width, guess_gradient)
-        # How t1 and t2 change from clip to clip: their covariances, for the planner's distance.
-        self.register_buffer("change1", torch.eye(latent))
-        self.register_buffer("change2", torch.eye(latent))
 
     def rollout(self, z1, forces):
         """z1 (N, D), forces (N, K, A) -> p1 (N, K, D): P1 applied K times, to its own output."""
@@ -952,56 +949,34 @@ def cem(cost, mean, std, gens, *, samples=100, iterations=6, elites=10,
     return better_of(best, best_cost, mean, mean_cost)
 
 
-def change_metric(change, ease):
-    r"""change (D, D): covariance of how an embedding changes from clip to clip -> metric (D, D).
-
-    A gap times the metric has the squared length gap' (change + ease c I)^-1 gap, up to a factor; c
-    is the mean eigenvalue of change. What changes fast in ordinary life then counts little, what
-    changes slowly counts much: a linear stand-in for "how many clips away". The larger ease, the
-    closer to the plain distance; 0 stands for the plain distance itself.
-    """
-    if ease == 0:
-        return torch.eye(len(change), device=change.device)
-    values, directions = torch.linalg.eigh(change.float().cpu())          # not on every device
-    values = values.clamp_min(1e-12)                                      # all 0: plain distance
-    scale = (values + ease * values.mean()).rsqrt()
-    scale = scale / scale.square().mean().sqrt()
-    return (directions * scale).to(change.device)
-
-
-def latent_cost(predict, start, goal, metric=None):
+def latent_cost(predict, start, goal):
     """predict: (N, D), (N, K, A) -> (N, D); start, goal (B, D) -> a cost for `cem`: the squared
-    distance of the predicted embedding from the goal's, as a mean over dimensions.
-
-    metric (D, D) turns and scales their difference first (see `change_metric`).
-    """
+    distance of the predicted embedding from the goal's, as a mean over dimensions."""
     def cost(plans):
         goals, samples = plans.shape[:2]
         starts = start[:, None].expand(-1, samples, -1)                   # (B, S, D)
         reached = predict(starts.flatten(0, 1), plans.flatten(0, 1))      # (B S, D)
         reached = reached.unflatten(0, (goals, samples))                  # (B, S, D)
         gap = reached.float() - goal[:, None].float()
-        if metric is not None:
-            gap = gap @ metric
         return gap.square().mean(-1)
     return cost
 
 
-def short_cost(model, clip, goal, metric=None):
+def short_cost(model, clip, goal):
     """clip, goal (B, T, F) -> a cost for plans of any length: P1 rolled out.  needs: latent_cost"""
     z1, _ = model.context(clip)
     t1, _ = model.target(goal)
 
     def predict(z, plans):
         return model.rollout(z, plans)[:, -1]
-    return latent_cost(predict, z1, t1, metric)
+    return latent_cost(predict, z1, t1)
 
 
-def macro_cost(model, clip, goal, metric=None):
+def macro_cost(model, clip, goal):
     """clip, goal (B, T, F) -> a cost for plans of one macro-event: P2.  needs: latent_cost"""
     _, z2 = model.context(clip)
     _, t2 = model.target(goal)
-    return latent_cost(model.jump, z2, t2, metric)
+    return latent_cost(model.jump, z2, t2)
 
 
 @torch.no_grad()
@@ -1054,7 +1029,7 @@ def cheaper_of(cost, plan, other):
 
 @torch.no_grad()
 def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_frames=5,
-              guess_std=0.15, **budget):
+              guess_std=0.05, **budget):
     """Open loop: plan once, then apply all forces.
 
     clip (B, T, bodies, 4): the clip that is seen now.  clips: how many clips ahead the goal is.
@@ -1081,7 +1056,7 @@ def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, cl
 
 @torch.no_grad()
 def replan(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_frames=5,
-           guess_std=0.15, **budget):
+           guess_std=0.05, **budget):
     """Closed loop: plan all that is left, apply the first force for one clip, look, plan again.
 
     Arguments and results as in `plan_once`. Each search starts from the rest of the last plan, or
@@ -1142,8 +1117,8 @@ ALLOWED = {
     "epochs": (1, 10**6), "batch": (2, 10**6), "lr": (1e-9, 10.0),
     "beta2": (0.0, 0.999999), "weight_decay": (0.0, 10.0), "warmup": (0, 10**9),
     "samples": (3, 10**6), "iterations": (1, 10**4), "elites": (2, 10**6),
-    "init_std": (1e-6, 10.0), "guess_std": (1e-6, 10.0), "ease1": (0.0, 1e6),
-    "ease2": (0.0, 1e6), "goals": (1, 10**5), "validate_every": (0, 10**6),
+    "init_std": (1e-6, 10.0), "guess_std": (1e-6, 10.0), "goals": (1, 10**5),
+    "validate_every": (0, 10**6),
     "validate_goals": (1, 10**5), "seed": (0, 999_999), "validation_seed": (1_000_000, 1_999_999),
     "test_seed": (2_000_000, 2_999_999),
 }
@@ -1230,9 +1205,7 @@ class Config:
     iterations: int = opt(6, "design", "CEM: iterations")
     elites: int = opt(10, "tuned", "CEM: best plans, which the next Gaussian is fitted to")
     init_std: float = opt(0.6, "design", "CEM: first deviation from no force, in force limits")
-    guess_std: float = opt(0.15, "tuned", "CEM: first deviation from the first guess")
-    ease1: float = opt(0.1, "tuned", "metric of change, short level: see change_metric; 0: plain")
-    ease2: float = opt(0.1, "tuned", "the same, macro level")
+    guess_std: float = opt(0.05, "tuned", "CEM: first deviation from the first guess")
     goals: int = opt(200, "design", "test goals that `plan` tries")
 
     validate_every: int = opt(10, "design", "epochs between trials of validation goals; 0: never")
@@ -1420,18 +1393,6 @@ def latents(model, obs, forces, chunk=4096):
     return {name: torch.cat(zs) for name, zs in parts.items()}
 
 
-@torch.no_grad()
-def measure_change(model, obs, chunk=512):
-    """obs (N, K, T, F) -> covariances (D, D) of how t1, and t2, change from clip to clip."""
-    steps1, steps2 = [], []
-    for some in obs.split(chunk):
-        t1, t2 = model.target(some.flatten(0, 1))
-        for z, steps in ((t1, steps1), (t2, steps2)):
-            z = z.unflatten(0, (len(some), -1))                           # (chunk, K, D)
-            steps.append((z[:, 1:] - z[:, :-1]).flatten(0, 1))
-    return torch.cov(torch.cat(steps1).T), torch.cov(torch.cat(steps2).T)
-
-
 def effective_rank(z):
     """z (N, D) -> exp(entropy of the normalised singular values of z), 1 to D: how many dimensions
     are used.
@@ -1575,8 +1536,8 @@ def simulated_cost(world, clip, goal, clip_frames):
 
 
 # Each search: its level, how it acts, and whether it is "from guess". The first three are those of
-# [1]: the cross-entropy method from no force, with the plain distance. The others start at the
-# first guess, with a small deviation, and measure distance in the metric of change.
+# [1]: the cross-entropy method from no force. The others start at the first guess, with a small
+# deviation.
 SEARCHES = {"macro open loop": ("macro", plan_once, False),
             "short open loop": ("short", plan_once, False),
             "short replanned": ("short", replan, False),
@@ -1644,13 +1605,10 @@ def run_planner(name, model, world, config, clip, goal, gens, clips=None):
                       **budget)
 
     level, control, from_guess = SEARCHES[name]
-    make_cost, change, ease = short_cost, model.change1, config.ease1
-    if level == "macro":
-        make_cost, change, ease = macro_cost, model.change2, config.ease2
-    metric = change_metric(change, ease) if from_guess and ease > 0 else None
+    make_cost = macro_cost if level == "macro" else short_cost
 
     def cost_to_go(now, left):
-        return make_cost(model, world.observe(now), observed_goal, metric)
+        return make_cost(model, world.observe(now), observed_goal)
     return control(world, clip, clips, cost_to_go, gens, guess if from_guess else None,
                    config.init_std, clip_frames, config.guess_std, **budget)
 
@@ -1912,8 +1870,6 @@ def train(config, run, objective=objective, build=build_model, draw=draw_trainin
         world = build_world(config)
         states, forces, shares = draw(world, config, device)
         data = world.observe(states), forces, shares
-        states, _, _ = draw_sequences(world, config, 2048, config.seed, "change", device)
-        some_obs = world.observe(states)
         goals = None
         if config.validate_every:
             goals = make_goals(world, config.validate_goals, config.event_clips,
@@ -1929,9 +1885,6 @@ def train(config, run, objective=objective, build=build_model, draw=draw_trainin
             if rank > 0:
                 continue
             last = epoch + 1 == config.epochs
-            change1, change2 = measure_change(model, some_obs)
-            model.change1.copy_(change1)
-            model.change2.copy_(change2)
             due = goals is not None and (last or (epoch + 1) % config.validate_every == 0)
             gauges = validate(model, world, config, device, goals if due else None)
             row = {"epoch": epoch + 1, **means, **gauges, "seconds": time.perf_counter() - start}
@@ -2231,7 +2184,7 @@ def save_gif(path, world, states, goal, forces, clip_frames, title):
 
 
 # Settings of a run that `plan` can change.
-PLAN_FLAGS = ("goals", "samples", "iterations", "elites", "ease1", "ease2", "guess_std")
+PLAN_FLAGS = ("goals", "samples", "iterations", "elites", "guess_std")
 PLAN_COLUMNS = {"mean_body": "mean body", "success": "worst body", "strict": "strict",
                 "matters": "contact matters"}
 
@@ -2365,8 +2318,6 @@ def draw_plans(args):
     horizons = sorted(set(args.frames or [event]))
     print(f"{config.goals} test goals; CEM {config.samples} x {config.iterations} with "
           f"{config.elites} elites; reached: within {REACHED}, strict: worst body within {STRICT}")
-    if hasattr(model, "guess"):
-        print(f"from guess: metric of change with ease {config.ease1:g} and {config.ease2:g}")
     rows, lists, arrays, episodes = [], [], {}, {}
     for frames in horizons:
         # The goals one macro-event ahead have number 0.

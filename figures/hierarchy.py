@@ -2,7 +2,7 @@
 
     python figures/hierarchy.py --run figures/weights/hjepa.pt     # 25, 50 and 75 frames
     python figures/hierarchy.py --run runs/quick --frames 75 --goals 60 --validation
-    python figures/hierarchy.py --run runs/paper --plain           # no guess, plain distances
+    python figures/hierarchy.py --run runs/paper --plain           # without the guess
 
 The goals are those of planning.py. Every planner chooses one force per clip, sees the outcome and
 plans again; the state at the last frame counts. Each is tried with the same settings of CEM, from
@@ -22,9 +22,8 @@ are flat, and not tried.
 
 If the model has a first guess, all planners but the oracle use it alike: within the last 25 frames
 a search starts from the guess, with a small deviation, if that costs less than the rest of the last
-plan; and distances to the goal are those of the metric of change. `from_guess` in the JSON says so.
---plain, or a model without a guess: the paper's search, from no force, and plain distances. A
-sub-goal of top-down is at a plain distance always: the metric is of target embeddings.
+plan. `from_guess` in the JSON says so. --plain, or a model without a guess: the paper's search, from
+no force. A sub-goal of top-down has no guess: it is no target embedding.
 
 A call is one sample that a predictor evaluates, whichever: P2 is the larger one, which the seconds
 show; the first guess calls none. Sixteen goals are tried side by side, each with its own generator:
@@ -265,7 +264,7 @@ def measure(args, runs):
                 row["errors"], dtype=np.float32)
         pairs += compare(rows, frames)
     table = [{key: value for key, value in row.items() if key != "errors"} for row in rows]
-    search = {key: getattr(config, key) for key in ("init_std", "guess_std", "ease1", "ease2")}
+    search = {key: getattr(config, key) for key in ("init_std", "guess_std")}
     summary = {"goals_of": split, "from_guess": from_guess, "search": search, "settings": settings,
                "goals_side_by_side": TOGETHER, "rows": table, "pairs": pairs}
     return cli.Results(args.goals, summary, arrays, lambda: draw(rows, horizons, args.goals))
@@ -282,7 +281,7 @@ def make_parser():
     parser.add_argument("--only", nargs="+", choices=PLANNERS, metavar="PLANNER",
                         help="planners to try (default: all)")
     parser.add_argument("--plain", action="store_true",
-                        help="no first guess and plain distances, whatever the model has")
+                        help="no first guess, whatever the model has")
     parser.add_argument("--validation", action="store_true",
                         help="goals of validation worlds: to choose on, not to report")
     return parser

@@ -7,7 +7,7 @@ Here the true simulator predicts, so nothing is wrong with the prediction. One s
 plain CEM from no force, looks for the forces whose last clip has the embedding of the goal. If the
 bodies do not end where they should, the space is at fault: another clip looks like the goal to it.
 This is done for both taps of the target encoder, with the plain distance and with the metric of
-change; for the run, for the same encoder untrained, and for any runs beside it, of any settings.
+change (lib/change.py); for the run, for the same encoder untrained, and for any runs beside it, of any settings.
 Two gauges that need no search stand beside the share of goals reached:
 
     order of distances     among neighbours of a clip: is what is near in the space near in the box?
@@ -19,13 +19,12 @@ landscapes.png has a dot per space, success against each gauge.
 import sys
 from pathlib import Path
 
-from lib import cli, goals, planners, spaces
+from lib import change, cli, goals, planners, spaces
 import hjepa
 import torch
 
 TAPS = ("t1", "t2")
 COLOURS = {"t1": "#2166ac", "t2": "#b2182b"}
-CHANGES = 2048                                  # training worlds, as in training
 GAUGES = {"order": "order of distances", "weakest": "weakest direction"}
 
 
@@ -62,10 +61,10 @@ def weakest_direction(embed, clips, step=0.05):
 def rows_of(name, run, world, drawn, clips):
     """-> a row for each tap and each distance of one model."""
     rows = []
+    metrics = change.metrics(run, world, clips.device)
     for tap, tap_name in enumerate(TAPS):
-        for changed in (False, True):
-            space = spaces.Space(run, world, tap, changed)
-            distance = "metric of change" if changed else "plain"
+        for distance, metric in (("plain", None), ("metric of change", metrics[tap])):
+            space = spaces.Space(run, world, tap, metric)
             errors = spaces.search(space, drawn, f"{name}, {tap_name}, {distance}")
             outcome = goals.summary(errors)
             row = {"space": name, "tap": tap_name, "distance": distance, "epochs": run.epochs,
@@ -106,17 +105,6 @@ def draw(rows):
 
 # ---- the study
 
-def untrained(run, world, device):
-    """-> the run with the weights that its training started from, and their metric of change."""
-    fresh = planners.untrained(run, device)
-    states, _, _ = hjepa.draw_sequences(world, run.config, CHANGES, run.config.seed, "change",
-                                        device)
-    change1, change2 = hjepa.measure_change(fresh.model, world.observe(states))
-    fresh.model.change1.copy_(change1)
-    fresh.model.change2.copy_(change2)
-    return fresh
-
-
 def measure(args, runs):
     run = cli.one_run(runs)
     world = hjepa.build_world(run.config)
@@ -124,7 +112,7 @@ def measure(args, runs):
     states, _, _ = hjepa.draw_sequences(world, run.config, args.n, run.config.test_seed,
                                         "landscape", args.device)
     clips = states[:, -1]
-    named = [(run_name(args.run[0]), run), ("untrained", untrained(run, world, args.device))]
+    named = [(run_name(args.run[0]), run), ("untrained", planners.untrained(run, args.device))]
     for path in args.beside:
         saved = hjepa.read_checkpoint(path)
         other = cli.Run(*hjepa.restore(saved, args.device), saved["epoch"])

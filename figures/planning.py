@@ -24,12 +24,12 @@ whether it has arrived, and goals that zero force comes near are left out. The r
     simulator + latent cost  the true simulator, plain distance of t1, replanned every clip; planned
                              once, for both taps and both distances: figures/landscapes.py
     model + decoded cost     the model, distance of decoded positions
-  the paper's planners: from no force, plain distance
+  the paper's planners: from no force
     macro open loop          P2 plans 25 frames once
     short open loop          P1 rolled out, plans once
     short replanned          P1 rolled out, replanned every clip
     both levels              macro jumps to the goal, short steps to where they begin; replanned
-  the project's own: in the metric of change, from the first guess where there is one
+  the project's own: from the first guess
     first guess              its forces, no search
     macro from guess, short from guess, replanned from guess, both levels from guess
     replanned from guess, a tenth                       with a tenth of the plans
@@ -87,7 +87,7 @@ PAIRS = [("replanned from guess", "fly and fold"), ("replanned from guess", "sta
          ("macro from guess", "macro open loop"), ("short replanned", "fly and fold"),
          ("short replanned", "state network"), ("short replanned", "model + decoded cost"),
          ("short replanned", "short open loop"), ("both levels", "short replanned")]
-BUDGET = ("samples", "iterations", "elites", "init_std", "guess_std", "ease1", "ease2")
+BUDGET = ("samples", "iterations", "elites", "init_std", "guess_std")
 GREY, GREEN, PURPLE, BLUE, RED = "0.45", "#1b7837", "#762a83", "#2166ac", "#b2182b"
 
 

@@ -87,7 +87,7 @@ def test_calls_are_those_of_the_plans_tried(report):
         check_calls(report[0]["rows"], samples, guesses=2)
 
 
-def test_a_plain_study_knows_no_guess_and_no_metric(smoke, report, tmp_path):
+def test_a_plain_study_knows_no_guess(smoke, report, tmp_path):
     done = here("figures/hierarchy.py", "--run", smoke, *FLAGS, 25, "--setting", 4, 2, "--plain",
                 "--out", tmp_path)
     assert done.returncode == 0, done.stderr

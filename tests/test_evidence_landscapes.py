@@ -1,11 +1,12 @@
 """figures/landscapes.py: what it promises, on a smoke model."""
 import json
+import math
 
 import pytest
 import torch
 
 from conftest import here
-from lib import cli, goals, spaces
+from lib import change, cli, goals, spaces
 from studies import CPU, quick                                            # noqa: F401
 import hjepa
 import landscapes
@@ -56,7 +57,7 @@ class Positions:
 
     def __init__(self, world, config):
         self.world, self.config = world, config
-        self.metric = torch.eye(2 * len(config.masses))
+        self.device = torch.device("cpu")
 
     def embed(self, clips):
         return clips[:, -1, :, :2].flatten(1)
@@ -74,7 +75,6 @@ def test_a_perfect_space_is_searched_well(smoke):
     errors = spaces.search(perfect, drawn, "perfect")
     assert errors.shape == (1, 6, 3) and (errors.amax(-1) < 0.1).float().mean() > 0.8
     blind = Positions(world, config)
-    blind.metric = torch.eye(2)
     blind.embed = lambda clips: clips[:, -1, 0, :2]
     errors = spaces.search(blind, drawn, "blind")[0]
     assert errors[:, 0].mean() < 0.05 and errors[:, 1:].mean() > 0.1
@@ -110,3 +110,69 @@ def test_a_run_of_another_world_is_refused(smoke, tmp_path):
                 tmp_path / "out")
     assert done.returncode == 2 and "differs in radius" in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+# ---- lib/change.py
+
+def test_the_metric_of_change_is_the_inverse_of_change_eased():
+    """gap M M' gap against gap' (C + ease c I)^-1 gap, up to one factor for all gaps."""
+    a = torch.randn(6, 6, generator=hjepa.generator(0, "a"))
+    covariance = a @ a.T
+    gaps = torch.randn(20, 6, generator=hjepa.generator(0, "b"))
+    for ease in (0.03, 0.3):
+        mean = torch.linalg.eigvalsh(covariance).mean()
+        eased = covariance + ease * mean * torch.eye(6)
+        expected = (gaps @ torch.linalg.inv(eased) * gaps).sum(1)
+        got = (gaps @ change.change_metric(covariance, ease)).square().sum(1)
+        factor = got / expected
+        torch.testing.assert_close(factor, factor.mean().expand(20), rtol=1e-3, atol=0.0)
+
+
+def test_without_ease_and_with_very_much_the_distance_is_plain():
+    a = torch.randn(6, 6, generator=hjepa.generator(0, "a"))
+    covariance = a @ a.T
+    gaps = torch.randn(20, 6, generator=hjepa.generator(0, "b"))
+    assert torch.equal(change.change_metric(covariance, 0), torch.eye(6))
+    got = (gaps @ change.change_metric(covariance, 1e6)).square().sum(1)
+    torch.testing.assert_close(got, gaps.square().sum(1), rtol=1e-4, atol=0.0)
+
+
+def test_the_metric_counts_what_changes_fast_less_and_keeps_the_scale():
+    """Two directions with variances 4 and 1, turned by an angle: weights 1 / (4 + c) and
+    1 / (1 + c) with c = 0.1 times the mean, 2.5. They are scaled to a mean of 1."""
+    angle = 0.7
+    fast = torch.tensor([math.cos(angle), math.sin(angle)])
+    slow = torch.tensor([-math.sin(angle), math.cos(angle)])
+    covariance = 4 * torch.outer(fast, fast) + torch.outer(slow, slow)
+    metric = change.change_metric(covariance, 0.1)
+    weights = torch.tensor([1 / (4 + 0.25), 1 / (1 + 0.25)])
+    weights = weights / weights.mean()
+    got = torch.stack([(way @ metric).square().sum() for way in (fast, slow)])
+    torch.testing.assert_close(got, weights)
+
+
+def test_a_direction_that_never_changes_does_not_count_without_end():
+    """Rounding can make its variance a little negative: it is taken as 0."""
+    covariance = torch.diag(torch.tensor([1.0, -1e-7]))
+    metric = change.change_metric(covariance, 0.1)
+    squares = metric.square().sum(1)
+    assert squares.isfinite().all()
+    assert (squares[1] / squares[0]).item() == pytest.approx(1.05 / 0.05, rel=1e-4)
+
+
+def test_where_nothing_changes_the_distance_is_plain():
+    """An embedding that is the same for all clips: a metric of nan would make every plan fail."""
+    torch.testing.assert_close(change.change_metric(torch.zeros(3, 3), 0.1), torch.eye(3))
+
+
+def test_change_is_measured_between_neighbouring_clips(smoke):
+    run, = cli.open_runs([smoke], CPU)
+    model, world = run.model, hjepa.build_world(run.config)
+    states, _, _ = hjepa.draw_sequences(world, run.config, 30, 0, "train", "cpu")
+    obs = world.observe(states)
+    for got, tap in zip(change.measure_change(model, obs, chunk=7), (0, 1)):
+        steps = []
+        for world_obs in obs:
+            z = model.target(world_obs)[tap]
+            steps += [z[k + 1] - z[k] for k in range(5)]
+        torch.testing.assert_close(got, torch.cov(torch.stack(steps).T))

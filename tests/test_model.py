@@ -212,13 +212,6 @@ def test_a_first_guess_is_there_if_it_has_a_width_and_changes_no_start_weight():
         assert torch.equal(model.state_dict()[name], value)
 
 
-def test_a_model_that_was_never_trained_has_a_plain_distance():
-    """The covariances of change are measured in training: until then they say nothing."""
-    state = HJEPA(**SMALL).state_dict()
-    assert torch.equal(state["change1"], torch.eye(8))
-    assert torch.equal(state["change2"], torch.eye(8))
-
-
 # The encoder
 
 def test_shapes():

@@ -3,7 +3,7 @@
 A measure takes path (..., K, D), what P1 predicts clip by clip, and goal (..., D), t1 of the goal
 -> (...). A cost for a search takes plans (B, S, K, A) -> (B, S).
 """
-from lib import levels
+from lib import change
 
 
 def last_step(path, goal):
@@ -24,7 +24,7 @@ def smallest(path, goal):
 
 
 def in_metric(metric):
-    """-> the measure last_step in the metric (D, D) of change (hjepa.change_metric)."""
+    """-> the measure last_step in the metric (D, D) of change (lib/change.py)."""
     def measure(path, goal):
         gap = (path[..., -1, :] - goal) @ metric
         return gap.square().mean(-1)
@@ -41,13 +41,13 @@ def by_network(network):
 NAMES = ("last step", "summed", "smallest", "metric of change", "quasi-distance")
 
 
-def measure_of(name, run, network=None):
+def measure_of(name, run, world, device, network=None):
     """-> the measure of one of NAMES for a run. network: what the quasi-distance needs."""
     plain = {"last step": last_step, "summed": summed, "smallest": smallest}
     if name in plain:
         return plain[name]
     if name == "metric of change":
-        metric, _ = levels.metrics(run, True)
+        metric, _ = change.metrics(run, world, device)
         return in_metric(metric)
     return by_network(network)
 

@@ -22,7 +22,7 @@ def chain(model, z, plans, first, span):
     return model.jump(z, last)
 
 
-def chained_cost(model, clip, goal, first, span, metric=None):
+def chained_cost(model, clip, goal, first, span):
     """Observed clips (B, T, F) -> a cost for hjepa.cem: `first` short steps, then jumps to the
     goal, as in chain."""
     z1, z2 = model.context(clip)
@@ -30,7 +30,7 @@ def chained_cost(model, clip, goal, first, span, metric=None):
 
     def predict(z, plans):
         return chain(model, z, plans, first, span)
-    return hjepa.latent_cost(predict, z1 if first > 0 else z2, t2, metric)
+    return hjepa.latent_cost(predict, z1 if first > 0 else z2, t2)
 
 
 def simulate(world, start, plans, clip_frames, meter):
@@ -49,15 +49,6 @@ def oracle_cost(world, goal, clip_frames, meter):
     def cost_to_go(clip, left):
         return hjepa.latent_cost(reached, clip[:, -1].flatten(1), goal[:, -1, :, :2].flatten(1))
     return cost_to_go
-
-
-def metrics(run, changed):
-    """-> the metrics of t1 and of t2: those of change, or None for the plain distance."""
-    if not changed:
-        return None, None
-    model, config = run.model, run.config
-    return (hjepa.change_metric(model.change1, config.ease1),
-            hjepa.change_metric(model.change2, config.ease2))
 
 
 def simulated_latent_cost(run, world, goal, meter):
@@ -88,9 +79,8 @@ class Levels:
 
     where memory is what it wants to be given at the next clip, None at first.
     goal (B, T, bodies, 4); gens: a CPU generator per goal; budget: samples, iterations and elites.
-    from_guess: distances are those of the metric of change, and within the last macro-event a
-    search starts from the first guess if that costs less than the rest of the last plan. Without:
-    plain distances, and no guess.
+    from_guess: within the last macro-event a search starts from the first guess if that costs less
+    than the rest of the last plan.
     """
 
     def __init__(self, run, world, goal, gens, budget, from_guess=False):
@@ -99,7 +89,6 @@ class Levels:
         self.span = run.config.event_clips
         self.goal = world.observe(goal)
         self.from_guess = from_guess
-        self.metric1, self.metric2 = metrics(run, from_guess)
 
     def search(self, cost, mean, deviation=None, **other):
         """Start mean (B, K, A) -> the best plan (B, K, A). deviation: the first one, in force
@@ -126,14 +115,13 @@ class Levels:
 
     def chained(self, clip, first):
         """-> the cost of `first` short steps and jumps behind them to the goal."""
-        return chained_cost(self.model, self.world.observe(clip), self.goal, first, self.span,
-                            self.metric2)
+        return chained_cost(self.model, self.world.observe(clip), self.goal, first, self.span)
 
     def flat(self, clip, left, plan):
         """P1 rolled out to the goal."""
         if plan is None:
             plan = self.no_force(clip, left)
-        cost = hjepa.short_cost(self.model, self.world.observe(clip), self.goal, self.metric1)
+        cost = hjepa.short_cost(self.model, self.world.observe(clip), self.goal)
         plan = self.search_to_goal(cost, clip, plan)
         return plan[:, 0], plan[:, 1:]
 
@@ -159,7 +147,7 @@ class Levels:
 
         memory: the forces of both levels' plans (B, left, A), the sub-goal (B, D).
         P2 predicts a target z2 and P1 a target z1; they are compared as context z2. So a sub-goal
-        has no t1, which the first guess asks for, and no metric of change.
+        has no t1, which the first guess asks for.
         """
         plan, subgoal = memory or (self.no_force(clip, left), None)
         if left < 2 * self.span:
@@ -202,9 +190,9 @@ class Levels:
         share = max(1, self.budget["iterations"] // rounds)
         for _ in range(rounds):
             there = self.model.lift(self.model.rollout(z1, near)[:, -1])
-            cost = hjepa.latent_cost(jumps, there, t2, self.metric2)
+            cost = hjepa.latent_cost(jumps, there, t2)
             far = self.search(cost, far, iterations=share)
-            cost = hjepa.latent_cost(steps, z1, t2, self.metric2)
+            cost = hjepa.latent_cost(steps, z1, t2)
             near = self.search(cost, near, iterations=share)
         return near[:, 0], torch.cat([near[:, 1:], far], 1)
 

@@ -1,5 +1,4 @@
 """Boxes with laws of their own."""
-import hjepa
 
 
 def same_box(kind, config):
