@@ -75,9 +75,9 @@ def solve(name, model, start, goal, numbers, device):
         return rooms_world.oracle(start, goal, steps)
     start, goal = start.to(device), goal.to(device)
     if name == "first guess":
-        return rooms_plan.follow_guess(model, start, goal).cpu()
+        return rooms_plan.follow_guess(model, start, goal, steps).cpu()
     options = SEARCHES.get(name, {})
-    return rooms_plan.search(model, start, goal, gens, **options, **BUDGET).cpu()
+    return rooms_plan.search(model, start, goal, gens, steps=steps, **options, **BUDGET).cpu()
 
 
 def try_row(name, models, tasks, device):
@@ -155,9 +155,9 @@ def draw_rows(ax, rows):
                     label=key if y == 0 else None)
     ax.set(yticks=range(len(rows)), xlim=(-0.02, 1.02), ylim=(len(rows) - 0.5, -0.5))
     ax.set_yticklabels(names)
-    ax.set_title("share of tasks: at the last step, at any step, last and by a valid route")
+    ax.set_title("share of tasks: at the last step, ever, last and by a valid route")
     ax.grid(axis="x", color="0.9")
-    ax.legend(fontsize=8, loc="lower left")
+    ax.legend(fontsize=8, loc="center")
 
 
 def draw_room(ax, task, path, imagined=None):

@@ -51,7 +51,7 @@ def imagined_plan(model, z, goal, clips):
 
 
 @torch.no_grad()
-def follow_guess(model, start, goal, steps=STEPS):
+def follow_guess(model, start, goal, steps):
     """start, goal (B, 1, 4) -> states (B, steps, 1, 4): the first guess at every clip, no search."""
     there = model.embed(goal)
     state = start
@@ -65,7 +65,7 @@ def follow_guess(model, start, goal, steps=STEPS):
 
 
 @torch.no_grad()
-def search(model, start, goal, gens, last=False, from_guess=True, steps=STEPS, init_std=0.6,
+def search(model, start, goal, gens, steps, last=False, from_guess=True, init_std=0.6,
            guess_std=0.3, **budget):
     """start, goal (B, 1, 4), a CPU generator each -> states (B, steps, 1, 4): hjepa.replan.
 
