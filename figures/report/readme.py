@@ -42,7 +42,7 @@ def goals(results, root):
 def expect(results, root):
     """What a training gives, by the machine one has."""
     quick, full = results["quick/curves"], results["curves"]
-    best = tables.one(results["seeds/planning"]["rows"], planner="short replanned")
+    best = tables.one(results["seeds/planning"]["rows"], planner="replanned from guess")
     reaches = (f"{tables.percent(best['mean_body'])} of goals by the mean body, "
                f"{tables.percent(best['success'])} by the worst (mean of three seeds)")
     rows = [

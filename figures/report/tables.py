@@ -43,11 +43,13 @@ NAMES = {                                       # planners, as a reader sees the
     "short from guess": "short, open loop, from the first guess",
     "replanned from guess": "short, replanned, from the first guess",
     "state network": "network that predicts the state, replanned",
+    "replanned from guess, a tenth": "the same with a tenth of the plans",
+    "both levels from guess": "both levels, from the first guess",
 }
 
 FAR = ("oracle", "simulator + latent cost", "fly and fold", "state network", "model + decoded cost",
        "short open loop", "short from guess", "short replanned", "replanned from guess",
-       "both levels")                           # rows that may be tried at every horizon
+       "replanned from guess, a tenth", "both levels", "both levels from guess")   # at 50 and 75
 
 
 def command(file):
@@ -490,10 +492,25 @@ def planning_pairs(content):
     """Paired differences between planners."""
     rows = []
     for pair in content["pairs"]:
+        matters = pair.get("matters")
         rows.append([pair["frames"], named(pair["a"]), named(pair["b"]),
                      points(pair["success"], pair["success_ci"]),
+                     points(matters["success"], matters["success_ci"]) if matters else "",
                      signed(pair["error"], pair["error_ci"])])
-    return grid(["frames", "planner", "minus", "worst body within 0.1", "error"], rows)
+    return grid(["frames", "planner", "minus", "worst body within 0.1", "where a contact matters",
+                 "error"], rows)
+
+
+@uses("landscapes")
+def landscapes(content):
+    """One plan with the true simulator, by the space in which its end is compared with the goal."""
+    rows = []
+    for row in content["rows"]:
+        model = "untrained" if row["space"] == "untrained" else "trained"
+        rows.append([model, row["tap"], row["distance"], share(row, "success"),
+                     percent(row["strict"]), number(row["order"]), number(row["weakest"])])
+    return grid(["encoder", "embedding", "distance", "worst body within 0.1", "within 0.05",
+                 "order of distances", "weakest direction"], rows)
 
 
 @uses("seeds/planning")
