@@ -46,8 +46,8 @@ def expect(results, root):
     reaches = (f"{tables.percent(best['mean_body'])} of goals by the mean body, "
                f"{tables.percent(best['success'])} by the worst (mean of three seeds)")
     rows = [
-        ["a CPU, 2 cores", "`train --preset quick`", f"{quick['minutes']:.0f} minutes", reaches],
-        ["2 cores, one night", "`train`", f"{full['minutes'] / 60:.1f} hours, with other work "
+        ["one CPU core", "`train --preset quick`", f"{quick['minutes']:.0f} minutes", reaches],
+        ["one or two cores", "`train`", f"{full['minutes'] / 60:.1f} hours, with other work "
          "beside it", "the table above"]]
     return tables.grid(["you have", "python hjepa.py", "time", "expect"], rows)
 
