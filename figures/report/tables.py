@@ -405,8 +405,8 @@ def surprise_by_level(content):
 
 # Planning.
 
-SHOWN = ("random", "fly and fold", "state network", "first guess", "macro from guess",
-         "short replanned", "replanned from guess")                       # in README
+SHOWN = ("random", "fly and fold", "state network", "macro from guess",
+         "replanned from guess")                                          # in README
 
 
 @uses("planning")
