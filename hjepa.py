@@ -564,12 +564,14 @@ class Predictor(nn.Module):
 
     P1 takes one force, P2 all forces of a macro-event, side by side. With clips > 1 each block is
     modulated by one force only: the first blocks by the first force, the last by the last. So there
-    must be as many blocks as clips, or more.
+    must be as many blocks as clips, or more: ValueError otherwise.
     needs: AdaptiveBlock
     """
 
-    def __init__(self, latent, actions, width=384, blocks=2, clips=1):
+    def __init__(self, latent, actions, width=384, blocks=3, clips=1):
         super().__init__()
+        if blocks < clips:
+            raise ValueError(f"{clips} forces need as many blocks or more, got {blocks}")
         self.clips = clips
         code = width // 4
         self.force = nn.Sequential(nn.Linear(actions, code),
@@ -664,24 +666,18 @@ class HJEPA(nn.Module):
 
     def __init__(self, *, features=12, frames=5, actions=6, event_clips=5, latent=256,
                  width=96, depth=3, shallow_depth=1, heads=4, mlp_ratio=2,
-                 short_width=384, macro_width=640, predictor_blocks=2, macro_blocks=2,
-                 in_turn=False, guess_width=0, guess_gradient=True, shared=False):
+                 short_width=384, macro_width=384, predictor_blocks=3, macro_blocks=10,
+                 guess_width=768, guess_gradient=True, shared=False):
         super().__init__()
         shape = (features, frames, latent, width, depth, shallow_depth, heads, mlp_ratio)
         self.context = Encoder(*shape)
         self.target = self.context if shared else Encoder(*shape)
         self.short = Predictor(latent, actions, short_width, predictor_blocks)    # P1
-        if in_turn:
-            self.macro = Predictor(latent, actions, macro_width, macro_blocks, event_clips)
-        else:
-            self.macro = Predictor(latent, actions * event_clips, macro_width, macro_blocks)  # P2
+        self.macro = Predictor(latent, actions, macro_width, macro_blocks, event_clips)   # P2
         self.bridge = small_map(latent)
         self.lift = small_map(latent)
         if guess_width > 0:
             self.guess = FirstGuess(latent, actions, event_clips, guess_width, guess_gradient)
-        # How t1 and t2 change from clip to clip: their covariances, for the planner's distance.
-        self.register_buffer("change1", torch.eye(latent))
-        self.register_buffer("change2", torch.eye(latent))
 
     def rollout(self, z1, forces):
         """z1 (N, D), forces (N, K, A) -> p1 (N, K, D): P1 applied K times, to its own output."""
@@ -953,56 +949,34 @@ def cem(cost, mean, std, gens, *, samples=100, iterations=6, elites=10,
     return better_of(best, best_cost, mean, mean_cost)
 
 
-def change_metric(change, ease):
-    r"""change (D, D): covariance of how an embedding changes from clip to clip -> metric (D, D).
-
-    A gap times the metric has the squared length gap' (change + ease c I)^-1 gap, up to a factor; c
-    is the mean eigenvalue of change. What changes fast in ordinary life then counts little, what
-    changes slowly counts much: a linear stand-in for "how many clips away". The larger ease, the
-    closer to the plain distance; 0 stands for the plain distance itself.
-    """
-    if ease == 0:
-        return torch.eye(len(change), device=change.device)
-    values, directions = torch.linalg.eigh(change.float().cpu())          # not on every device
-    values = values.clamp_min(1e-12)                                      # all 0: the plain distance
-    scale = (values + ease * values.mean()).rsqrt()
-    scale = scale / scale.square().mean().sqrt()
-    return (directions * scale).to(change.device)
-
-
-def latent_cost(predict, start, goal, metric=None):
+def latent_cost(predict, start, goal):
     """predict: (N, D), (N, K, A) -> (N, D); start, goal (B, D) -> a cost for `cem`: the squared
-    distance of the predicted embedding from the goal's, as a mean over dimensions.
-
-    metric (D, D) turns and scales their difference first (see `change_metric`).
-    """
+    distance of the predicted embedding from the goal's, as a mean over dimensions."""
     def cost(plans):
         goals, samples = plans.shape[:2]
         starts = start[:, None].expand(-1, samples, -1)                   # (B, S, D)
         reached = predict(starts.flatten(0, 1), plans.flatten(0, 1))      # (B S, D)
         reached = reached.unflatten(0, (goals, samples))                  # (B, S, D)
         gap = reached.float() - goal[:, None].float()
-        if metric is not None:
-            gap = gap @ metric
         return gap.square().mean(-1)
     return cost
 
 
-def short_cost(model, clip, goal, metric=None):
+def short_cost(model, clip, goal):
     """clip, goal (B, T, F) -> a cost for plans of any length: P1 rolled out.  needs: latent_cost"""
     z1, _ = model.context(clip)
     t1, _ = model.target(goal)
 
     def predict(z, plans):
         return model.rollout(z, plans)[:, -1]
-    return latent_cost(predict, z1, t1, metric)
+    return latent_cost(predict, z1, t1)
 
 
-def macro_cost(model, clip, goal, metric=None):
+def macro_cost(model, clip, goal):
     """clip, goal (B, T, F) -> a cost for plans of one macro-event: P2.  needs: latent_cost"""
     _, z2 = model.context(clip)
     _, t2 = model.target(goal)
-    return latent_cost(model.jump, z2, t2, metric)
+    return latent_cost(model.jump, z2, t2)
 
 
 @torch.no_grad()
@@ -1055,7 +1029,7 @@ def cheaper_of(cost, plan, other):
 
 @torch.no_grad()
 def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_frames=5,
-              guess_std=0.15, **budget):
+              guess_std=0.05, **budget):
     """Open loop: plan once, then apply all forces.
 
     clip (B, T, bodies, 4): the clip that is seen now.  clips: how many clips ahead the goal is.
@@ -1082,7 +1056,7 @@ def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, cl
 
 @torch.no_grad()
 def replan(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_frames=5,
-           guess_std=0.15, **budget):
+           guess_std=0.05, **budget):
     """Closed loop: plan all that is left, apply the first force for one clip, look, plan again.
 
     Arguments and results as in `plan_once`. Each search starts from the rest of the last plan, or
@@ -1143,8 +1117,8 @@ ALLOWED = {
     "epochs": (1, 10**6), "batch": (2, 10**6), "lr": (1e-9, 10.0),
     "beta2": (0.0, 0.999999), "weight_decay": (0.0, 10.0), "warmup": (0, 10**9),
     "samples": (3, 10**6), "iterations": (1, 10**4), "elites": (2, 10**6),
-    "init_std": (1e-6, 10.0), "guess_std": (1e-6, 10.0), "ease1": (0.0, 1e6),
-    "ease2": (0.0, 1e6), "goals": (1, 10**5), "validate_every": (0, 10**6),
+    "init_std": (1e-6, 10.0), "guess_std": (1e-6, 10.0), "goals": (1, 10**5),
+    "validate_every": (0, 10**6),
     "validate_goals": (1, 10**5), "seed": (0, 999_999), "validation_seed": (1_000_000, 1_999_999),
     "test_seed": (2_000_000, 2_999_999),
 }
@@ -1195,7 +1169,7 @@ class Config:
     sequences: int = opt(49_000, "paper", "training sequences")
     clip_frames: int = opt(5, "design", "frames in a clip; one force acts for as long")
     event_clips: int = opt(5, "paper", "clips in a macro-event: 5 x 5 frames are the paper's 25")
-    contact_share: float = opt(0.0, "tuned", "share of training sequences in which bodies meet; 0: "
+    contact_share: float = opt(0.5, "tuned", "share of training sequences in which bodies meet; 0: "
                                "as they come")
     symmetries: bool = opt(True, "design", "train on random flips and axis swaps of the box")
 
@@ -1207,19 +1181,18 @@ class Config:
     mlp_ratio: int = opt(2, "tuned", "hidden width of a block, as a multiple of width")
     shared: bool = opt(False, "paper", "one encoder for context and target instead of two")
     short_width: int = opt(384, "design", "width of the short predictor")
-    macro_width: int = opt(640, "tuned", "width of the macro predictor")
-    predictor_blocks: int = opt(2, "design", "residual blocks of the short predictor")
-    macro_blocks: int = opt(2, "design", "residual blocks of the macro predictor")
-    in_turn: bool = opt(False, "tuned", "each block of the macro predictor gets one force, in turn")
-    guess_width: int = opt(0, "tuned", "width of the first guess; 0: none")
+    macro_width: int = opt(384, "tuned", "width of the macro predictor")
+    predictor_blocks: int = opt(3, "tuned", "residual blocks of the short predictor")
+    macro_blocks: int = opt(10, "tuned", "those of the macro predictor, at least event_clips")
+    guess_width: int = opt(768, "tuned", "width of the first guess; 0: none")
     guess_gradient: bool = opt(True, "tuned", "the first guess also trains the encoders")
 
     pred_weight: float = opt(25.0, "vicreg", "weight of the prediction errors")
     std_weight: float = opt(25.0, "vicreg", "weight of the variance term")
     cov_weight: float = opt(1.0, "vicreg", "weight of the covariance term")
     map_weight: float = opt(5.0, "design", "weight of bridge and lift; 0 is the paper's objective")
-    sim_weight: float = opt(0.0, "tuned", "weight of temporal similarity; 0: none")
-    guess_weight: float = opt(0.0, "tuned", "weight of the first guess; 0: none")
+    sim_weight: float = opt(5.0, "tuned", "weight of temporal similarity; 0: none")
+    guess_weight: float = opt(5.0, "tuned", "weight of the first guess; 0: none")
 
     epochs: int = opt(300, "paper", "passes over the sequences")
     batch: int = opt(192, "tuned", "sequences per optimiser step")
@@ -1232,9 +1205,7 @@ class Config:
     iterations: int = opt(6, "design", "CEM: iterations")
     elites: int = opt(10, "tuned", "CEM: best plans, which the next Gaussian is fitted to")
     init_std: float = opt(0.6, "design", "CEM: first deviation from no force, in force limits")
-    guess_std: float = opt(0.15, "tuned", "CEM: first deviation from the first guess")
-    ease1: float = opt(0.1, "tuned", "metric of change, short level: see change_metric; 0: plain")
-    ease2: float = opt(0.1, "tuned", "the same, macro level")
+    guess_std: float = opt(0.05, "tuned", "CEM: first deviation from the first guess")
     goals: int = opt(200, "design", "test goals that `plan` tries")
 
     validate_every: int = opt(10, "design", "epochs between trials of validation goals; 0: never")
@@ -1261,9 +1232,8 @@ class Config:
             raise ValueError("elites must not be more than samples")
         if self.batch > self.sequences:
             raise ValueError("batch is larger than sequences")
-        if self.in_turn and self.macro_blocks < self.event_clips:
-            raise ValueError("macro_blocks must be at least event_clips: in_turn gives each force "
-                             "a block")
+        if self.macro_blocks < self.event_clips:
+            raise ValueError("macro_blocks must be at least event_clips: each force has a block")
         if self.guess_weight > 0 and self.guess_width == 0:
             raise ValueError("guess_weight is above 0 without a first guess: give guess_width, too")
         if self.substeps < self.needed_substeps():
@@ -1290,7 +1260,8 @@ class Config:
 
 PRESETS = {
     "smoke": dict(sequences=1024, epochs=3, batch=128, width=32, short_width=64, macro_width=64,
-                  samples=40, iterations=3, elites=8, goals=8, validate_every=2, validate_goals=4),
+                  predictor_blocks=2, macro_blocks=5, guess_width=64, samples=40, iterations=3,
+                  elites=8, goals=8, validate_every=2, validate_goals=4),
     "quick": dict(epochs=9, validate_every=5, validate_goals=12),
     "paper": dict(),
 }
@@ -1323,7 +1294,7 @@ def build_model(config):
                      depth=config.depth, shallow_depth=config.shallow_depth, heads=config.heads,
                      mlp_ratio=config.mlp_ratio, short_width=config.short_width,
                      macro_width=config.macro_width, predictor_blocks=config.predictor_blocks,
-                     macro_blocks=config.macro_blocks, in_turn=config.in_turn,
+                     macro_blocks=config.macro_blocks,
                      guess_width=config.guess_width, guess_gradient=config.guess_gradient,
                      shared=config.shared)
 
@@ -1420,18 +1391,6 @@ def latents(model, obs, forces, chunk=4096):
         for name, z in zip(parts, (z1, z2, t1, t2, p1, p2)):
             parts[name].append(z.cpu())
     return {name: torch.cat(zs) for name, zs in parts.items()}
-
-
-@torch.no_grad()
-def measure_change(model, obs, chunk=512):
-    """obs (N, K, T, F) -> covariances (D, D) of how t1, and t2, change from clip to clip."""
-    steps1, steps2 = [], []
-    for some in obs.split(chunk):
-        t1, t2 = model.target(some.flatten(0, 1))
-        for z, steps in ((t1, steps1), (t2, steps2)):
-            z = z.unflatten(0, (len(some), -1))                           # (chunk, K, D)
-            steps.append((z[:, 1:] - z[:, :-1]).flatten(0, 1))
-    return torch.cov(torch.cat(steps1).T), torch.cov(torch.cat(steps2).T)
 
 
 def effective_rank(z):
@@ -1577,8 +1536,8 @@ def simulated_cost(world, clip, goal, clip_frames):
 
 
 # Each search: its level, how it acts, and whether it is "from guess". The first three are those of
-# [1]: the cross-entropy method from no force, with the plain distance. The others start at the
-# first guess, with a small deviation, and measure distance in the metric of change.
+# [1]: the cross-entropy method from no force. The others start at the first guess, with a small
+# deviation.
 SEARCHES = {"macro open loop": ("macro", plan_once, False),
             "short open loop": ("short", plan_once, False),
             "short replanned": ("short", replan, False),
@@ -1646,13 +1605,10 @@ def run_planner(name, model, world, config, clip, goal, gens, clips=None):
                       **budget)
 
     level, control, from_guess = SEARCHES[name]
-    make_cost, change, ease = short_cost, model.change1, config.ease1
-    if level == "macro":
-        make_cost, change, ease = macro_cost, model.change2, config.ease2
-    metric = change_metric(change, ease) if from_guess and ease > 0 else None
+    make_cost = macro_cost if level == "macro" else short_cost
 
     def cost_to_go(now, left):
-        return make_cost(model, world.observe(now), observed_goal, metric)
+        return make_cost(model, world.observe(now), observed_goal)
     return control(world, clip, clips, cost_to_go, gens, guess if from_guess else None,
                    config.init_std, clip_frames, config.guess_std, **budget)
 
@@ -1803,7 +1759,7 @@ def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, 
     return means, first_step
 
 
-FORMAT = 3                                      # of checkpoints: raised when it changes
+FORMAT = 4                                      # of checkpoints: raised when it changes
 
 
 def read_checkpoint(run, build=build_model):
@@ -1914,8 +1870,6 @@ def train(config, run, objective=objective, build=build_model, draw=draw_trainin
         world = build_world(config)
         states, forces, shares = draw(world, config, device)
         data = world.observe(states), forces, shares
-        states, _, _ = draw_sequences(world, config, 2048, config.seed, "change", device)
-        some_obs = world.observe(states)
         goals = None
         if config.validate_every:
             goals = make_goals(world, config.validate_goals, config.event_clips,
@@ -1931,9 +1885,6 @@ def train(config, run, objective=objective, build=build_model, draw=draw_trainin
             if rank > 0:
                 continue
             last = epoch + 1 == config.epochs
-            change1, change2 = measure_change(model, some_obs)
-            model.change1.copy_(change1)
-            model.change2.copy_(change2)
             due = goals is not None and (last or (epoch + 1) % config.validate_every == 0)
             gauges = validate(model, world, config, device, goals if due else None)
             row = {"epoch": epoch + 1, **means, **gauges, "seconds": time.perf_counter() - start}
@@ -1992,6 +1943,9 @@ def provenance(args, saved, n):
             "sequences": saved["config"]["sequences"]}
 
 
+YLABELS = {"composite objective": "composite", "validation worlds": "share, R2 or deviation"}
+
+
 def draw_curves(args):
     """Loss curves: composite (the paper's 121 and 40 are marked), every term, goals reached."""
     saved = read_checkpoint(args.run)
@@ -2009,20 +1963,31 @@ def draw_curves(args):
     panels = {title: [name for name in names if any(name in row for row in history)]
               for title, names in panels.items()}
     panels = {title: names for title, names in panels.items() if names}
-    figure, axes = new_figure(1, len(panels), 4 * len(panels), 4)
-    for ax, (title, names) in zip(axes[0], panels.items()):
+    columns = math.ceil(len(panels) / 2)
+    figure, axes = new_figure(2, columns, 4.5 * columns, 7.5)
+    for ax in axes.flat[len(panels):]:
+        ax.remove()
+    for ax, (title, names) in zip(axes.flat, panels.items()):
         for name, colour in zip(names, COLOURS):
             measured = [row for row in history if name in row]
             epochs = [row["epoch"] for row in measured]
-            ax.plot(epochs, [row[name] for row in measured], ".-", label=name, color=colour)
+            marker = "." if len(measured) < 40 else ""
+            ax.plot(epochs, [row[name] for row in measured], marker=marker, label=name,
+                    color=colour)
         scale = "linear" if title == "validation worlds" else "log"
-        ax.set(title=title, xlabel="epoch", yscale=scale)
-        ax.legend(fontsize=7)
-    for value in (121, 40):
-        axes[0, 0].axhline(value, color="0.6", lw=0.8, ls=":")
-        axes[0, 0].annotate(f"paper: {value}", (1, value), fontsize=7)
-
+        ax.set(title=title, xlabel="epoch", ylabel=YLABELS.get(title, "term of the loss"),
+               yscale=scale)
+        ax.legend(fontsize=8)
     first, last = history[0], history[-1]
+    composite = axes[0, 0]
+    composite.plot(0, first["first_step"], "o", color=COLOURS[0])
+    composite.annotate(f"first step: {first['first_step']:.0f}", (0, first["first_step"]),
+                       xytext=(8, -4), textcoords="offset points", fontsize=8)
+    for value, where in ((121, "first"), (40, "last")):
+        composite.axhline(value, color="0.6", lw=0.8, ls=":")
+        composite.annotate(f"the paper's {where}: {value}", (last["epoch"], value), ha="right",
+                           xytext=(0, 3), textcoords="offset points", fontsize=8)
+
     print(f"composite: {first['first_step']:.1f} at the first step, {first['composite']:.1f} over "
           f"epoch 1, {last['composite']:.1f} over epoch {len(history)}; the paper: 121 to 40")
     shown = [row for row in history if len(history) <= 10 or row is last
@@ -2041,10 +2006,12 @@ def draw_curves(args):
 
 
 def draw_diagnostics(args):
-    """Did it collapse? Deviation, covariance, correlation, spectrum and rank of z1, t1, z2, t2.
+    """Did it collapse? Deviation, correlation, spectrum and rank of z1, t1, z2, t2.
 
-    A collapse shows as deviations near 0, coloured correlations, and a spectrum that falls off a
-    cliff.
+    A collapse shows as deviations near 0, as correlations far from 0, or as a spectrum of a few
+    directions. Where the spectrum falls off a cliff, the embedding has no more directions: a clip
+    of three bodies has 12 degrees of freedom, and however they are bent, they do not fill 256
+    dimensions.
     """
     saved = read_checkpoint(args.run)
     model, config = restore(saved, args.device)
@@ -2055,32 +2022,42 @@ def draw_diagnostics(args):
     titles = {"z1": "context, shallow", "t1": "target, shallow",
               "z2": "context, deep", "t2": "target, deep"}
     rows, arrays = [], {}
-    figure, axes = new_figure(4, 4, 15, 14)
-    for column, (name, title) in zip(axes.T, titles.items()):
+    figure, axes = new_figure(2, 2, 12, 9)
+    deviations, correlations, spectra, matrix = axes.flat
+    for (name, title), colour in zip(titles.items(), COLOURS):
         covariance = torch.cov(z[name].T)
         std = covariance.diagonal().sqrt()
         size = len(std)
         correlation = covariance / (std[:, None] * std).clamp_min(1e-12)
-        off_diagonal = correlation[~torch.eye(size, dtype=torch.bool)].abs().mean().item()
+        off_diagonal = correlation[~torch.eye(size, dtype=torch.bool)]
         spectrum = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(1e-12)
         row = {"set": title, "dimensions": size, "std_min": std.min().item(),
                "std_mean": std.mean().item(), "std_max": std.max().item(),
-               "correlation": off_diagonal, "rank": effective_rank(z[name])}
+               "correlation": off_diagonal.abs().mean().item(), "rank": effective_rank(z[name])}
         rows.append(row)
         arrays[f"std/{title}"] = std.numpy()
         arrays[f"spectrum/{title}"] = spectrum.numpy()
         print(f"{title}: deviation {row['std_min']:.2f} to {row['std_max']:.2f}, mean "
-              f"|correlation| {off_diagonal:.3f}, effective rank {row['rank']:.0f} of {size}")
+              f"|correlation| {row['correlation']:.3f}, effective rank {row['rank']:.0f} of {size}")
 
-        column[0].bar(range(size), std.sort().values, width=1.0, color=COLOURS[0])
-        column[0].set(title=f"{title}\ndeviation of each dimension")
-        column[1].set(title="covariance")
-        column[2].set(title=f"|correlation| {off_diagonal:.3f} on average")
-        for ax, matrix in ((column[1], covariance), (column[2], correlation)):
-            image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-            figure.colorbar(image, ax=ax, shrink=0.8)
-        column[3].semilogy(range(1, size + 1), spectrum, color=COLOURS[1])
-        column[3].set(title=f"spectrum, effective rank {row['rank']:.0f}")
+        numbers = range(1, size + 1)
+        deviations.plot(numbers, std.sort().values, color=colour, label=title)
+        correlations.hist(off_diagonal.numpy(), bins=np.linspace(-0.5, 0.5, 101), density=True,
+                          histtype="step", color=colour, label=f"{title}: {row['correlation']:.3f}")
+        spectra.semilogy(numbers, spectrum, color=colour, label=f"{title}: {row['rank']:.0f}")
+        if name == "t2":
+            image = matrix.imshow(covariance, cmap="RdBu_r", vmin=-1, vmax=1)
+            figure.colorbar(image, ax=matrix)
+    deviations.axhline(1, color="0.6", lw=0.8, ls=":")
+    deviations.set(title="standard deviation of each dimension; the loss asks for 1",
+                   xlabel="dimension, sorted", ylim=(0, None))
+    correlations.set(title="correlation of two dimensions; mean of |correlation|",
+                     xlabel="correlation", ylabel="density")
+    spectra.set(title="spectrum of the covariance; effective rank", xlabel="direction, sorted",
+                ylabel="variance")
+    matrix.set(title="covariance of the deep target", xlabel="dimension", ylabel="dimension")
+    for ax in (deviations, correlations, spectra):
+        ax.legend(fontsize=8)
 
     summary = {**provenance(args, saved, args.n), "rows": rows}
     save_figure(args.out, "diagnose", figure, summary, arrays)
@@ -2118,7 +2095,7 @@ def draw_probes(args):
         splits.append((sources, probe_targets(states[:, 0, -1], config.masses)))
     (x_train, y_train), (x_validation, y_validation), (x_test, y_test) = splits
 
-    figure, axes = new_figure(1, 2, 13, 4.6)
+    figure, axes = new_figure(1, 2, 14, 4.6)
     rows = []
     for i, source in enumerate(progress(x_train, "probe", len(x_train))):
         scores = {}
@@ -2139,7 +2116,7 @@ def draw_probes(args):
         print(f"{source:>21}: {said}")
     axes[0, 1].set(title="linear probes on test worlds (below 0: drawn as 0)", ylabel="R2")
     axes[0, 1].set_xticks(range(len(y_train)), list(y_train))
-    axes[0, 1].legend(fontsize=7, loc="lower left")
+    axes[0, 1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(args.out, "probe", figure, {**provenance(args, saved, args.n), "rows": rows})
 
 
@@ -2207,7 +2184,7 @@ def save_gif(path, world, states, goal, forces, clip_frames, title):
 
 
 # Settings of a run that `plan` can change.
-PLAN_FLAGS = ("goals", "samples", "iterations", "elites", "ease1", "ease2", "guess_std")
+PLAN_FLAGS = ("goals", "samples", "iterations", "elites", "guess_std")
 PLAN_COLUMNS = {"mean_body": "mean body", "success": "worst body", "strict": "strict",
                 "matters": "contact matters"}
 
@@ -2341,8 +2318,6 @@ def draw_plans(args):
     horizons = sorted(set(args.frames or [event]))
     print(f"{config.goals} test goals; CEM {config.samples} x {config.iterations} with "
           f"{config.elites} elites; reached: within {REACHED}, strict: worst body within {STRICT}")
-    if hasattr(model, "guess"):
-        print(f"from guess: metric of change with ease {config.ease1:g} and {config.ease2:g}")
     rows, lists, arrays, episodes = [], [], {}, {}
     for frames in horizons:
         # The goals one macro-event ahead have number 0.

@@ -119,7 +119,14 @@ for name in representation dynamics response surprise; do
     measure "$weights" "$out" figures/$name.py --run "$run" $n
 done
 measure "$weights" "$out" figures/episode.py --run "$run"
-measure "$weights" "$out" figures/planning.py --run "$run" --frames $frames $goals
+measure "$weights" "$out" figures/landscapes.py --run "$run" $goals
+
+rival=""
+if [ "$mode" = paper ]; then
+    rival="--state figures/weights/state.pt"
+    measure "$weights" "$out" figures/state.py --run "$run" --to figures/weights/state.pt
+fi
+measure "$weights" "$out" figures/planning.py --run "$run" --frames $frames $goals $rival
 measure "$weights" "$out" figures/report/diagram.py --run "$run"
 
 if [ "$mode" = paper ]; then
@@ -133,8 +140,8 @@ if [ "$mode" = paper ]; then
     quick=runs/quick-0/last.pt
     measure "$quick" "$out/quick" hjepa.py curves --run runs/quick-0
     measure "$quick" "$out/seeds" figures/planning.py --run runs/quick-0 --run runs/quick-1 \
-        --run runs/quick-2 --frames 25 --only oracle "macro open loop" "short open loop" \
-        "short replanned"
+        --run runs/quick-2 --frames 25 --only oracle "macro open loop" "macro from guess" \
+        "short replanned" "replanned from guess"
     measure "$quick" "$out" figures/ablation.py --run runs/quick-0
     install figures/requirements-speed.txt --no-deps || say "what is not installed will be skipped"
     measure "$quick" "$out" figures/speed_time.py --run runs/quick-0 --precision auto \

@@ -25,7 +25,7 @@ described in figures/lib/readouts.py.
 """
 import sys
 
-from lib import cli, drawing, readouts, stats, worlds
+from lib import cli, drawing, readouts, stats
 import hjepa
 import numpy as np
 import torch
@@ -74,8 +74,8 @@ def reference_errors(run, world, start, forces, z, place, reads):
     config = run.config
     errors = {}
     last = config.event_clips
-    ghosts = worlds.same_box(worlds.Ghosts, config)
-    flight, _ = ghosts.rollout(start, forces, config.clip_frames)
+    blind = hjepa.without_contacts(world)
+    flight, _ = blind.rollout(start, forces, config.clip_frames)
     read_start = reads.state1(z["z1"]).unflatten(-1, (-1, 4))
     simulated, _ = world.rollout(read_start, forces, config.clip_frames)
     t1 = z["t1"]

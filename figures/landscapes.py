@@ -7,7 +7,7 @@ Here the true simulator predicts, so nothing is wrong with the prediction. One s
 plain CEM from no force, looks for the forces whose last clip has the embedding of the goal. If the
 bodies do not end where they should, the space is at fault: another clip looks like the goal to it.
 This is done for both taps of the target encoder, with the plain distance and with the metric of
-change; for the run, for the same encoder untrained, and for any runs beside it, of any settings.
+change (lib/change.py); for the run, for the same encoder untrained, and for any runs beside it, of any settings.
 Two gauges that need no search stand beside the share of goals reached:
 
     order of distances     among neighbours of a clip: is what is near in the space near in the box?
@@ -19,63 +19,16 @@ landscapes.png has a dot per space, success against each gauge.
 import sys
 from pathlib import Path
 
-from lib import cli, goals
+from lib import change, cli, goals, planners, spaces
 import hjepa
 import torch
 
 TAPS = ("t1", "t2")
 COLOURS = {"t1": "#2166ac", "t2": "#b2182b"}
-SIDE_BY_SIDE = 20                               # goals at once
 GAUGES = {"order": "order of distances", "weakest": "weakest direction"}
 
 
-class Space:
-    """One way to embed clips and to measure distance: tap 0 or 1, with the metric of change?"""
-
-    def __init__(self, run, world, tap, changed):
-        self.config = run.config
-        self.encoder = run.model.target
-        self.world = world
-        self.tap = tap
-        change = (run.model.change1, run.model.change2)[tap]
-        ease = (run.config.ease1, run.config.ease2)[tap]
-        self.metric = hjepa.change_metric(change, ease if changed else 0)
-
-    def embed(self, clips):
-        """Clips (N, T, bodies, 4) -> (N, D): plain distances there are those of the space."""
-        return self.encoder(self.world.observe(clips))[self.tap] @ self.metric
-
-    def cost(self, now, goal):
-        """Clips (B, T, bodies, 4) -> a cost for hjepa.cem: the true simulator, distance in here."""
-        frames = self.config.clip_frames
-
-        def reached(start, plans):
-            states, _ = self.world.rollout(start.unflatten(-1, (-1, 4)), plans, frames)
-            return self.embed(states[:, -frames:])
-        return hjepa.latent_cost(reached, now[:, -1].flatten(1), self.embed(goal))
-
-
-# ---- the search, and the gauges
-
-@torch.no_grad()
-def search(space, drawn, label):
-    """Open loop, plain CEM with the run's budget -> final errors (1, goals, bodies)."""
-    config = space.config
-    budget = dict(samples=config.samples, iterations=config.iterations, elites=config.elites)
-    parts = torch.arange(len(drawn["goal"])).split(SIDE_BY_SIDE)
-    errors = []
-    for pick in hjepa.progress(parts, label, len(parts)):
-        goal = drawn["goal"][pick]
-        gens = [hjepa.generator(config.test_seed, "landscape", i) for i in pick.tolist()]
-
-        def cost_to_go(now, left):
-            return space.cost(now, goal)
-        states, _ = hjepa.plan_once(space.world, drawn["clip"][pick], config.event_clips,
-                                    cost_to_go, gens, None, config.init_std, config.clip_frames,
-                                    **budget)
-        errors.append(goals.final_errors(states, goal))
-    return torch.cat(errors)[None]
-
+# ---- the gauges, and the search
 
 @torch.no_grad()
 def weakest_direction(embed, clips, step=0.05):
@@ -105,19 +58,14 @@ def weakest_direction(embed, clips, step=0.05):
     return share.clamp_min(1e-12).log().mean().exp().item()
 
 
-def ranks(x):
-    """(N,) -> the place of each number in the order of all."""
-    return x.argsort().argsort().float()
-
-
 def rows_of(name, run, world, drawn, clips):
     """-> a row for each tap and each distance of one model."""
     rows = []
+    metrics = change.metrics(run, world, clips.device)
     for tap, tap_name in enumerate(TAPS):
-        for changed in (False, True):
-            space = Space(run, world, tap, changed)
-            distance = "metric of change" if changed else "plain"
-            errors = search(space, drawn, f"{name}, {tap_name}, {distance}")
+        for distance, metric in (("plain", None), ("metric of change", metrics[tap])):
+            space = spaces.Space(run, world, tap, metric)
+            errors = spaces.search(space, drawn, f"{name}, {tap_name}, {distance}")
             outcome = goals.summary(errors)
             row = {"space": name, "tap": tap_name, "distance": distance, "epochs": run.epochs,
                    "weakest": weakest_direction(space.embed, clips),
@@ -157,24 +105,19 @@ def draw(rows):
 
 # ---- the study
 
-def untrained(run):
-    """-> the run with the weights that its training started from."""
-    return run._replace(model=hjepa.build_model(run.config).eval(), epochs=0)
-
-
 def measure(args, runs):
     run = cli.one_run(runs)
     world = hjepa.build_world(run.config)
     drawn = goals.goals_of(run.config, args.goals)
     states, _, _ = hjepa.draw_sequences(world, run.config, args.n, run.config.test_seed,
-                                        "landscape", "cpu")
+                                        "landscape", args.device)
     clips = states[:, -1]
-    named = [(run_name(args.run[0]), run), ("untrained", untrained(run))]
+    named = [(run_name(args.run[0]), run), ("untrained", planners.untrained(run, args.device))]
     for path in args.beside:
-        model, config = hjepa.load(path)
-        epochs = hjepa.read_checkpoint(path)["epoch"]
-        check_same_world(config, run.config, path)
-        named.append((run_name(path), run._replace(model=model, config=config, epochs=epochs)))
+        saved = hjepa.read_checkpoint(path)
+        other = cli.Run(*hjepa.restore(saved, args.device), saved["epoch"])
+        check_same_world(other.config, run.config, path)
+        named.append((run_name(path), other))
     rows = []
     for name, one in named:
         rows += rows_of(name, one, world, drawn, clips)
@@ -183,10 +126,10 @@ def measure(args, runs):
     agreement = {}
     for gauge in GAUGES:
         values = torch.tensor([row[gauge] for row in rows])
-        agreement[gauge] = torch.corrcoef(torch.stack([ranks(values), ranks(success)]))[0, 1].item()
-        print(f"{GAUGES[gauge]}: Spearman correlation with success over {len(rows)} spaces "
-              f"{agreement[gauge]:.2f}")
-    summary = {"n_clips": args.n, "goals_side_by_side": SIDE_BY_SIDE, "rows": rows,
+        agreement[gauge] = spaces.spearman(values, success)
+        said = "none" if agreement[gauge] is None else f"{agreement[gauge]:.2f}"
+        print(f"{GAUGES[gauge]}: rank correlation with success over {len(rows)} spaces: {said}")
+    summary = {"n_clips": args.n, "goals_side_by_side": spaces.SIDE_BY_SIDE, "rows": rows,
                "agreement": agreement}
     return cli.Results(args.goals, summary, figure=lambda: draw(rows))
 

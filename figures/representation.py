@@ -250,23 +250,22 @@ def probe_rows(args, runs, world):
     return rows
 
 
-def draw_table(ax, rows):
-    """R2 of each source and target, as numbers on blue."""
+def draw_probes(ax, rows):
+    """R2 of each source, a dot per target with its interval. What is below 0 is drawn as 0."""
     sources = list(dict.fromkeys(row["source"] for row in rows))
-    targets = NOW + FUTURE
-    table = np.full((len(sources), len(targets)), np.nan)
-    for row in rows:
-        y = sources.index(row["source"])
-        x = targets.index(row["target"])
-        low, high = row["r2_ci"]
-        table[y, x] = row["r2"]
-        colour = "white" if row["r2"] > 0.6 else "black"
-        ax.text(x, y, f"{row['r2']:.4f} ± {(high - low) / 2:.4f}", ha="center", va="center",
-                fontsize=8, color=colour)
-    ax.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(range(len(targets)), targets, fontsize=8)
+    shifts = np.linspace(-0.3, 0.3, len(NOW + FUTURE))
+    for target, shift, colour in zip(NOW + FUTURE, shifts, hjepa.COLOURS):
+        mine = [row for row in rows if row["target"] == target]
+        places = [sources.index(row["source"]) + shift for row in mine]
+        ax.plot(np.clip([row["r2"] for row in mine], 0, 1), places, "o", ms=4, color=colour,
+                label=target)
+        for row, place in zip(mine, places):
+            ax.plot(np.clip(row["r2_ci"], 0, 1), [place, place], color=colour, lw=1)
     ax.set_yticks(range(len(sources)), sources, fontsize=8)
-    ax.set_title("probes: R2 on test worlds, ± half the 95 % interval")
+    ax.set(title="probes: R2 on test worlds (below 0: drawn as 0)", xlim=(-0.02, 1.02),
+           ylim=(len(sources) - 0.5, -0.5))
+    ax.grid(axis="x", color="0.9")
+    ax.legend(fontsize=8)
 
 
 def line_style(name):
@@ -288,9 +287,9 @@ def draw_gauge(ax, sets, key, title):
 
 
 def draw(rows, sets):
-    """-> figure: the table of R2, and the gauges dimension by dimension."""
-    figure, ((table, std), (spectrum, within)) = hjepa.new_figure(2, 2, 17, 11)
-    draw_table(table, rows)
+    """-> figure: R2 of the probes, and the gauges dimension by dimension."""
+    figure, ((dots, std), (spectrum, within)) = hjepa.new_figure(2, 2, 17, 11)
+    draw_probes(dots, rows)
     draw_gauge(std, sets, "std", "deviation per dimension, sorted")
     draw_gauge(within, sets, "within", "share of variance within a world, sorted")
     draw_gauge(spectrum, sets, "spectrum", "spectrum of the covariance")

@@ -46,25 +46,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")        # of the lengths
 
 # ---- rows
 
-def read_all(study, names, lengths, seeds, sizes):
-    """-> dict (name, epochs) -> dict seed -> measured.json, of what is measured."""
-    found = {}
-    for name in names:
-        value = runs.chosen_value(study, name)
-        if value is None:
-            continue
-        for epochs in lengths:
-            notes = {}
-            for seed in seeds:
-                training = runs.Training(name, epochs, seed, value)
-                note = runs.read_note(study, training, "measured.json", sizes)
-                if note is not None:
-                    notes[seed] = note
-            if notes:
-                found[name, epochs] = notes
-    return found
-
-
 def errors_of(notes, plan, seeds):
     """measured.json of each seed -> final errors (seeds, goals, bodies), or None if one of them has
     none: no macro level, or a training that broke down."""
@@ -230,18 +211,9 @@ def open_study(args, run):
     return study, sizes
 
 
-def how_tuned(study, name):
-    """-> what is tuned, the value that was chosen, and all values that were tried, the default
-    first."""
-    variant = lists.VARIANTS[name]
-    value = runs.chosen_value(study, name)
-    chosen = "not chosen yet" if value is None else f"{value:g}"
-    return f"{variant.tuned} {chosen} of " + ", ".join(f"{one:g}" for one in variant.values)
-
-
 def gather(study, names, args, sizes):
     """-> Results: what is measured."""
-    found = read_all(study, names, args.epochs, args.seeds, sizes)
+    found = runs.measured(study, names, args.epochs, args.seeds, sizes)
     if not found:
         raise hjepa.Refusal("nothing is measured yet: leave --gather out, or wait for those at "
                             "work (see --table)")
@@ -249,7 +221,7 @@ def gather(study, names, args, sizes):
             for (name, epochs), notes in found.items()]
     print_rows(rows)
     contact = goals.goals_of(study.base, sizes["goals"])["contact"]
-    tuned = {name: how_tuned(study, name) for name in names}
+    tuned = {name: runs.how_tuned(study, name) for name in names}
     missing = [f"{name}, {epochs}" for epochs in args.epochs for name in names
                if (name, epochs) not in found]
     summary = {"sizes": sizes, "n_contact": int(contact.sum()), "epochs": args.epochs,

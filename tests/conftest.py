@@ -31,9 +31,9 @@ hypothesis.settings.load_profile("fixed")
 # A training of a tenth of a second. The forces are large, so that every goal needs force.
 TINY = hjepa.Config(
     sequences=16, batch=8, epochs=2, clip_frames=2, event_clips=3, force_limit=20.0, latent=4,
-    width=4, heads=1, depth=1, short_width=4, macro_width=4, predictor_blocks=1, samples=10,
-    iterations=2, elites=3, goals=2, validate_every=0, validate_goals=2, device="cpu",
-    precision="fp32")
+    width=4, heads=1, depth=1, short_width=4, macro_width=4, predictor_blocks=1, macro_blocks=3,
+    contact_share=0.0, guess_width=0, guess_weight=0.0, sim_weight=0.0, samples=10, iterations=2,
+    elites=3, goals=2, validate_every=0, validate_goals=2, device="cpu", precision="fp32")
 
 
 def tiny(**settings):
@@ -99,6 +99,21 @@ def smoke(tmp_path_factory):
     done = command("train", "--preset", "smoke", "--run", run)
     assert done.returncode == 0, done.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def guessless(smoke, tmp_path_factory):
+    """A checkpoint with the weights of the smoke run, of a model without a first guess."""
+    content = hjepa.read_checkpoint(smoke)
+    content["config"].update(guess_width=0, guess_weight=0.0)
+    content["model"] = {name: weight for name, weight in content["model"].items()
+                        if not name.startswith("guess.")}
+    config = hjepa.Config(**content["config"])
+    fresh = hjepa.make_optimizer(hjepa.build_model(config), config, torch.device("cpu"))
+    content["optimizer"] = fresh.state_dict()
+    path = tmp_path_factory.mktemp("guessless") / "last.pt"
+    torch.save(content, path)
+    return path
 
 
 @pytest.fixture(scope="session")

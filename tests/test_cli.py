@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import hjepa
-from conftest import ROOT, command, same_runs, saved, snapshot, stop_before
+from conftest import ROOT, TINY, command, same_runs, saved, snapshot, stop_before
 
 SMOKE = ["train", "--preset", "smoke"]
 DRAWING = ("curves", "diagnose", "probe", "plan")
@@ -149,8 +149,7 @@ def test_plan_reports_every_planner_goal_by_goal(smoke, figures, tmp_path):
     assert command("plan", "--run", smoke, "--out", tmp_path, *PLAN).returncode == 0
     record = json.loads((out / "plan.json").read_text())
     rows = record["rows"]
-    assert [row["planner"] for row in rows] == [
-        name for name in hjepa.PLANNERS if name not in hjepa.NEED_GUESS]
+    assert [row["planner"] for row in rows] == list(hjepa.PLANNERS)
     with np.load(out / "plan.npz") as first, np.load(tmp_path / "plan.npz") as second:
         contact, matters = first["contact/25"], first["matters/25"]
         assert contact.shape == matters.shape == (4,) and contact.dtype == bool
@@ -205,10 +204,10 @@ def test_plan_shows_an_episode_by_its_rule():
 PLACES = [0.5, 0.5, -0.5, 0.5, 0, -0.5]
 
 
-def test_plan_flies_to_a_goal_of_ones_own(guessing, tmp_path):
+def test_plan_flies_to_a_goal_of_ones_own(smoke, tmp_path):
     """Forces are printed and written; flown in the simulator they end where the file says."""
     start = [0, 0.5, 0, 0, -0.5, -0.5]
-    done = command("plan", "--run", guessing, "--out", tmp_path, "--goal", *PLACES, "--start",
+    done = command("plan", "--run", smoke, "--out", tmp_path, "--goal", *PLACES, "--start",
                    *start, "--frames", 35, "--samples", 8, "--iterations", 2, "--elites", 3)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "goal.json").read_text())
@@ -219,7 +218,7 @@ def test_plan_flies_to_a_goal_of_ones_own(guessing, tmp_path):
     assert at_start[:, :2].flatten().tolist() == start and not at_start[:, 2:].any()
     forces = torch.tensor(record["forces"])
     assert forces.shape == (7, 6)
-    world = hjepa.build_world(hjepa.load(guessing)[1])
+    world = hjepa.build_world(hjepa.load(smoke)[1])
     states, _ = world.rollout(at_start[None], forces[None], 5)
     torch.testing.assert_close(states[0], torch.tensor(record["states"]), atol=1e-3, rtol=1e-3)
     errors = hjepa.distance(states[0, -1], at_goal)
@@ -271,65 +270,51 @@ def test_plan_searches_as_it_is_told(smoke, tmp_path, monkeypatch):
         return real(*args, **budget)
     monkeypatch.setattr(hjepa, "cem", cem)
     done = command("plan", "--run", smoke, "--out", tmp_path, "--goals", 1, "--samples", 6,
-                   "--iterations", 2, "--elites", 2, "--ease1", 1)
+                   "--iterations", 2, "--elites", 2, "--guess-std", 1)
     assert done.returncode == 0 and set(asked) == {(6, 2, 2)}
     record = json.loads((tmp_path / "plan.json").read_text())
-    assert [record[name] for name in ("n", "samples", "iterations", "elites", "ease1")] == [
+    assert [record[name] for name in ("n", "samples", "iterations", "elites", "guess_std")] == [
         1, 6, 2, 2, 1]
 
 
-# A run with all that the smoke preset leaves out.
+# The first guess, a term of the objective.
 
-GUESSING = ["--guess-width", 32, "--guess-weight", 5, "--sim-weight", 5, "--contact-share", 0.5,
-            "--in-turn", "--macro-blocks", 5, "--precision", "fp32"]
-
-
-@pytest.fixture(scope="module")
-def guessing(tmp_path_factory):
-    """A run directory of the smoke preset with a first guess. Read it, never write."""
-    run = tmp_path_factory.mktemp("guessing") / "run"
-    done = command(*SMOKE, *GUESSING, "--run", run)
-    assert done.returncode == 0, done.stderr
-    return run
-
-
-def test_a_first_guess_is_trained_and_shown_term_by_term(guessing):
-    history = saved(guessing)["history"]
+def test_a_first_guess_is_trained_and_shown_term_by_term(smoke):
+    history = saved(smoke)["history"]
     assert {"sim1", "sim2", "guess"} <= history[0].keys()
     assert history[2]["guess"] < history[0]["guess"]
     assert history[2]["composite"] < history[0]["composite"]
-    model, config = hjepa.load(guessing)
-    assert config.guess_width == 32
+    model, config = hjepa.load(smoke)
+    assert config.guess_width == 64
     start = hjepa.build_model(config).state_dict()
     assert all(not torch.equal(value, start[name]) for name, value in model.state_dict().items())
 
 
-def test_a_first_guess_resumes_bitwise(guessing, tmp_path, monkeypatch):
+def test_a_first_guess_resumes_bitwise(smoke, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_before(patch, 1)
-        assert command(*SMOKE, *GUESSING, "--run", run).returncode == 130
+        assert command(*SMOKE, "--run", run).returncode == 130
     assert saved(run)["epoch"] == 1
-    assert command(*SMOKE, *GUESSING, "--run", run).returncode == 0
-    assert same_runs(guessing, run)
+    assert command(*SMOKE, "--run", run).returncode == 0
+    assert same_runs(smoke, run)
 
 
-def test_plan_tries_what_a_first_guess_makes_possible(guessing, tmp_path):
-    """All planners, more than there are colours; the metric's ease is any number."""
-    done = command("plan", "--run", guessing, "--out", tmp_path, "--goals", 2, "--ease1", 0.25,
-                   "--ease2", 0)
+def test_plan_tries_what_a_first_guess_makes_possible(smoke, tmp_path):
+    """All planners, more than there are colours."""
+    done = command("plan", "--run", smoke, "--out", tmp_path, "--goals", 2)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "plan.json").read_text())
     assert [row["planner"] for row in record["rows"]] == list(hjepa.PLANNERS)
-    assert (record["ease1"], record["ease2"]) == (0.25, 0)
-    assert "ease 0.25 and 0" in done.stdout
     with np.load(tmp_path / "plan.npz") as stored:
         for planner in hjepa.PLANNERS:
             assert stored[f"errors/{planner}/25"].shape == (2, 3)
     assert (tmp_path / "plan.gif").read_bytes().startswith(b"GIF89a")
 
 
-def test_curves_have_a_panel_for_what_was_trained(smoke, guessing, tmp_path, monkeypatch):
+def test_curves_have_a_panel_for_what_was_trained(smoke, tmp_path, monkeypatch):
+    bare = tmp_path / "bare"
+    hjepa.train(TINY, bare)
     drawn = []
     real = hjepa.save_figure
 
@@ -338,7 +323,7 @@ def test_curves_have_a_panel_for_what_was_trained(smoke, guessing, tmp_path, mon
                       for ax in figure.axes})
         real(out, name, figure, *rest)
     monkeypatch.setattr(hjepa, "save_figure", save_figure)
-    for run in (smoke, guessing):
+    for run in (bare, smoke):
         assert command("curves", "--run", run, "--out", tmp_path).returncode == 0
     without, with_guess = drawn
     more = set(with_guess) - set(without)

@@ -15,7 +15,8 @@ def gen(seed=0):
 
 
 TINY = hjepa.Config(sequences=64, batch=32, latent=8, width=8, heads=2, depth=2, short_width=8,
-                    macro_width=8, samples=6, elites=2, iterations=1)
+                    macro_width=8, contact_share=0.0, guess_width=0, guess_weight=0.0, samples=6,
+                    elites=2, iterations=1)
 
 
 # Goals
@@ -321,7 +322,7 @@ def test_validate_tries_the_planners_that_start_from_the_guess_if_there_is_one(m
         tried.clear()
 
 
-# First guess and metric of change
+# First guess
 
 GUESSING = dataclasses.replace(TINY, guess_width=16, guess_weight=5.0, sim_weight=5.0)
 
@@ -331,13 +332,10 @@ def guessing():
     """-> an untrained model with a first guess, its world and three goals."""
     world = World()
     model = hjepa.build_model(GUESSING).eval()
-    a = torch.randn(8, 8, generator=gen(5))
-    model.change1.copy_(a @ a.T)
-    model.change2.copy_(a.T @ a)
     return model, world, make_goals(world, 3, 5, gen(3))
 
 
-def test_a_planner_from_the_guess_starts_there_and_measures_change(guessing):
+def test_a_planner_from_the_guess_starts_there(guessing):
     """Each against plan_once and replan with guess and cost written out here."""
     model, world, goals = guessing
     clip, goal = goals["clip"], goals["goal"]
@@ -347,14 +345,12 @@ def test_a_planner_from_the_guess_starts_there_and_measures_change(guessing):
 
     def guess(now, left):
         return hjepa.first_guess(model, world.observe(now), seen_goal, left)
-    for name, loop, make_cost, change, ease in (
-            ("macro from guess", hjepa.plan_once, hjepa.macro_cost, model.change2, 0.1),
-            ("short from guess", hjepa.plan_once, hjepa.short_cost, model.change1, 0.1),
-            ("replanned from guess", hjepa.replan, hjepa.short_cost, model.change1, 0.1)):
-        metric = hjepa.change_metric(change, ease)
-
+    for name, loop, make_cost in (
+            ("macro from guess", hjepa.plan_once, hjepa.macro_cost),
+            ("short from guess", hjepa.plan_once, hjepa.short_cost),
+            ("replanned from guess", hjepa.replan, hjepa.short_cost)):
         def cost_to_go(now, left):
-            return make_cost(model, world.observe(now), seen_goal, metric)
+            return make_cost(model, world.observe(now), seen_goal)
         states, forces = hjepa.run_planner(name, model, world, GUESSING, clip, goal,
                                            [gen(1), gen(2), gen(3)])
         expected = loop(world, clip, 5, cost_to_go, [gen(1), gen(2), gen(3)], guess, **budget)
@@ -365,28 +361,7 @@ def test_a_planner_from_the_guess_starts_there_and_measures_change(guessing):
     assert torch.equal(states, world.rollout(clip[:, -1], forces)[0])
 
 
-def test_without_ease_a_planner_from_the_guess_measures_plain_distance(guessing):
-    model, world, goals = guessing
-    clip, goal = goals["clip"], goals["goal"]
-
-    def forces(**settings):
-        config = dataclasses.replace(GUESSING, iterations=2, **settings)
-        plans = []
-        for name in ("short from guess", "macro from guess"):
-            plans.append(hjepa.run_planner(name, model, world, config, clip, goal,
-                                           [gen(1), gen(2), gen(3)])[1])
-        return plans
-    eased = forces(ease1=0.1, ease2=0.1)
-    assert not torch.equal(eased[0], forces(ease1=0.0, ease2=0.1)[0])
-    assert not torch.equal(eased[1], forces(ease1=0.1, ease2=0.0)[1])
-    assert torch.equal(eased[0], forces(ease1=0.1, ease2=0.0)[0])         # each level has its own
-    plain = forces(ease1=0.0, ease2=0.0)
-    almost = forces(ease1=1e6, ease2=1e6)
-    for a, b in zip(plain, almost):
-        torch.testing.assert_close(a, b)
-
-
-def test_the_first_three_searches_know_no_guess_and_no_metric(guessing):
+def test_the_first_three_searches_know_no_guess(guessing):
     """They are those of a model without either: the weights of the first guess play no part."""
     model, world, goals = guessing
     clip, goal = goals["clip"], goals["goal"]
@@ -398,7 +373,7 @@ def test_the_first_three_searches_know_no_guess_and_no_metric(guessing):
                                            [gen(1), gen(2), gen(3)])[1])
         return torch.cat(plans)
     before = forces(GUESSING)
-    other = dataclasses.replace(GUESSING, ease1=5.0, ease2=0.0, guess_std=1.0)
+    other = dataclasses.replace(GUESSING, guess_std=1.0)
     assert torch.equal(forces(other), before)
 
 
@@ -515,18 +490,6 @@ def test_contact_matters_if_flying_through_ends_elsewhere():
     assert torch.equal(goals["matters"], apart > 0.2)
     assert 0 < goals["matters"].sum() < goals["contact"].sum()
     assert not goals["matters"][~goals["contact"]].any()
-
-
-def test_change_is_measured_between_neighbouring_clips(guessing):
-    model, world, _ = guessing
-    states, _, _ = hjepa.draw_sequences(world, GUESSING, 30, 0, "train", "cpu")
-    obs = world.observe(states)
-    for got, tap in zip(hjepa.measure_change(model, obs, chunk=7), (0, 1)):
-        steps = []
-        for world_obs in obs:
-            z = model.target(world_obs)[tap]
-            steps += [z[k + 1] - z[k] for k in range(5)]
-        torch.testing.assert_close(got, torch.cov(torch.stack(steps).T))
 
 
 def test_order_of_distances_knows_a_space_that_shows_places_from_one_that_does_not():

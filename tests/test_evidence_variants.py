@@ -432,7 +432,8 @@ def test_without_the_macro_level_nothing_trains_it():
 
 
 def test_narrow_forces_lead_to_goals_and_are_those_of_the_sequences():
-    config = tiny(force_limit=2.0, event_clips=5, clip_frames=5, sequences=64, batch=8)
+    config = tiny(force_limit=2.0, event_clips=5, macro_blocks=5, clip_frames=5, sequences=64,
+                  batch=8)
     states, forces, shares = models.draw_narrow(hjepa.build_world(config), config, CPU)
     again, *_ = models.draw_narrow(hjepa.build_world(config), config, CPU)
     assert torch.equal(states, again) and states.shape == (64, 6, 5, 3, 4)
@@ -667,7 +668,7 @@ def test_a_training_that_breaks_down_is_a_result_and_the_study_goes_on(place, tm
     sizes = {"goals": 2, "n": 64, "pairs": 2, "oracle": 6}
     missing = runs.work(one, ["stopped targets"], [1], [0], sizes, judge.Judge(one, sizes))
     assert missing == []
-    found = variants.read_all(one, ["stopped targets"], [1], [0], sizes)
+    found = runs.measured(one, ["stopped targets"], [1], [0], sizes)
     row = variants.make_row("stopped targets", 1, found["stopped targets", 1], None)
     assert "is not finite in epoch 1" in row["broken"]
 

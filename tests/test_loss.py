@@ -18,12 +18,13 @@ def gen(seed=0):
 
 def small_model():
     torch.manual_seed(0)
-    return HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
+    return HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16,
+                 macro_blocks=5, guess_width=0)
 
 
 def guessing_model(into_encoders=True):
     torch.manual_seed(0)
-    return HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, guess_width=16,
+    return HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, macro_blocks=5, guess_width=16,
                  guess_gradient=into_encoders)
 
 
@@ -419,7 +420,8 @@ def test_gather_brings_the_samples_of_all_processes_to_the_statistics_alone():
 
 def test_with_one_clip_to_predict_there_is_no_step_to_make_small():
     torch.manual_seed(0)
-    model = HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, event_clips=1)
+    model = HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, event_clips=1,
+                  macro_blocks=1, guess_width=0)
     obs, forces = batch()
     e = embeddings(model, obs[:, :2], forces[:, :1])
     assert torch.equal(e["t2_before"], e["t2"])

@@ -24,7 +24,6 @@ import hjepa
 
 # Functions of hjepa.py that may use float64 or operators without a kernel, and why.
 ON_CPU = {
-    "change_metric": "eigh has no MPS kernel: it gets change.cpu()",
     "effective_rank": "eigvalsh has no MPS kernel: it begins with z.cpu()",
     "ridge": "float64 for a stable solution: it gets latents and targets, which are on the CPU",
     "r2": "of what a probe says, float64 as that is",
@@ -186,12 +185,10 @@ def test_training_runs_on_mps(map_weight):
             return hjepa.objective(model, obs, forces, weights, shares)
         data = world.observe(states), forces, shares
         hjepa.train_epoch(loss, model, optimizer, data, CONFIG, 0, CPU, "fp32")
-        hjepa.measure_change(model, data[0])
     trace.check({"addmm", "_softmax", "native_layer_norm_backward", "mse_loss_backward",
                  "lerp_.Scalar", "nonzero", "index_put_"})
     functions = {function for _, function in trace.operators}
-    assert {"reflect", "guess_error", "similarity_terms", "with_gradient",
-            "measure_change"} <= functions
+    assert {"reflect", "guess_error", "similarity_terms", "with_gradient"} <= functions
     assert trace.doubles == set()
 
 
@@ -203,7 +200,6 @@ def test_validation_runs_on_mps(model):
     trace.check({"topk", "_linalg_eigh", "_linalg_solve_ex"})
     # The exceptions are needed, and used by nothing else.
     assert ("_linalg_eigh", "effective_rank") in trace.operators
-    assert ("_linalg_eigh", "change_metric") in trace.operators
     assert {function for _, function in trace.doubles} == {"ridge", "r2", "validate"}
 
 

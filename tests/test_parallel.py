@@ -16,8 +16,8 @@ from conftest import ROOT, saved, stop_before
 
 TINY = hjepa.Config(
     sequences=256, epochs=4, batch=64, latent=32, width=16, depth=2, short_width=32, macro_width=32,
-    samples=10, iterations=2, elites=3, validate_every=0, validate_goals=2, device="cpu",
-    precision="fp32", warmup=4)
+    contact_share=0.0, guess_width=0, guess_weight=0.0, sim_weight=0.0, samples=10, iterations=2,
+    elites=3, validate_every=0, validate_goals=2, device="cpu", precision="fp32", warmup=4)
 ONE_STEP = dict(sequences=64, epochs=1)
 SEVERAL = dict(sequences=192, epochs=3)                                   # 3 epochs of 3 steps
 

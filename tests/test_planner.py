@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hjepa
-from hjepa import World, better_of, cem, change_metric, cheaper_of, first_guess, latent_cost
+from hjepa import World, better_of, cem, cheaper_of, first_guess, latent_cost
 from hjepa import macro_cost, plan_once, reflect, replan, short_cost
 
 
@@ -16,7 +16,8 @@ def gens(*seeds):
 
 def small_model():
     torch.manual_seed(0)
-    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16)
+    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16,
+                 macro_blocks=5, guess_width=0)
 
 
 # The search. Two goals, plans of two forces with two numbers each.
@@ -249,88 +250,30 @@ def test_costs_look_at_the_right_embeddings():
     assert short(plans[:, :, :2]).shape == (2, 3)                         # plans of any length
 
 
-# Metric of change
-
-def test_the_metric_of_change_is_the_inverse_of_change_eased():
-    """gap M M' gap against gap' (C + ease c I)^-1 gap, up to one factor for all gaps."""
-    a = torch.randn(6, 6, generator=gens(0)[0])
-    change = a @ a.T
-    gaps = torch.randn(20, 6, generator=gens(1)[0])
-    for ease in (0.03, 0.3):
-        mean = torch.linalg.eigvalsh(change).mean()
-        eased = change + ease * mean * torch.eye(6)
-        expected = (gaps @ torch.linalg.inv(eased) * gaps).sum(1)
-        got = (gaps @ change_metric(change, ease)).square().sum(1)
-        factor = got / expected
-        torch.testing.assert_close(factor, factor.mean().expand(20), rtol=1e-3, atol=0.0)
-
-
-def test_without_ease_and_with_very_much_the_distance_is_plain():
-    a = torch.randn(6, 6, generator=gens(0)[0])
-    change = a @ a.T
-    gaps = torch.randn(20, 6, generator=gens(1)[0])
-    assert torch.equal(change_metric(change, 0), torch.eye(6))
-    got = (gaps @ change_metric(change, 1e6)).square().sum(1)
-    torch.testing.assert_close(got, gaps.square().sum(1), rtol=1e-4, atol=0.0)
-
-
-def test_the_metric_counts_what_changes_fast_less_and_keeps_the_scale():
-    """Two directions with variances 4 and 1, turned by an angle: weights 1 / (4 + c) and
-    1 / (1 + c) with c = 0.1 times the mean, 2.5. They are scaled to a mean of 1."""
-    angle = 0.7
-    fast = torch.tensor([math.cos(angle), math.sin(angle)])
-    slow = torch.tensor([-math.sin(angle), math.cos(angle)])
-    change = 4 * torch.outer(fast, fast) + torch.outer(slow, slow)
-    metric = change_metric(change, 0.1)
-    weights = torch.tensor([1 / (4 + 0.25), 1 / (1 + 0.25)])
-    weights = weights / weights.mean()
-    got = torch.stack([(way @ metric).square().sum() for way in (fast, slow)])
-    torch.testing.assert_close(got, weights)
-
-
-def test_a_direction_that_never_changes_does_not_count_without_end():
-    """Rounding can make its variance a little negative: it is taken as 0."""
-    change = torch.diag(torch.tensor([1.0, -1e-7]))
-    metric = change_metric(change, 0.1)
-    squares = metric.square().sum(1)
-    assert squares.isfinite().all()
-    assert (squares[1] / squares[0]).item() == pytest.approx(1.05 / 0.05, rel=1e-4)
-
-
-def test_the_costs_of_both_levels_take_a_metric():
+def test_the_costs_of_both_levels_are_squared_distances_at_the_end():
     model = small_model()
     clip, goal = torch.randn(2, 2, 5, 12, generator=gens(0)[0])
     plans = torch.randn(2, 3, 5, 6, generator=gens(1)[0])
-    metric = torch.randn(8, 8, generator=gens(2)[0])
     z1, z2 = model.context(clip)
     t1, t2 = model.target(goal)
     for b in range(2):
         for s in range(3):
             end = model.rollout(z1, plans[:, s])[b, -1]
-            expected = ((end - t1[b]) @ metric).square().mean()
-            got = short_cost(model, clip, goal, metric)(plans)[b, s]
+            expected = (end - t1[b]).square().mean()
+            got = short_cost(model, clip, goal)(plans)[b, s]
             torch.testing.assert_close(got, expected)
             leap = model.jump(z2, plans[:, s])[b]
-            expected = ((leap - t2[b]) @ metric).square().mean()
-            got = macro_cost(model, clip, goal, metric)(plans)[b, s]
+            expected = (leap - t2[b]).square().mean()
+            got = macro_cost(model, clip, goal)(plans)[b, s]
             torch.testing.assert_close(got, expected)
-
-
-def test_a_cost_turns_and_scales_the_gap_before_it_squares_it():
-    metric = torch.diag(torch.tensor([2.0, 0.0]))
-    start, goal = torch.zeros(1, 2), torch.tensor([[1.0, 5.0]])
-
-    def predict(z, plans):
-        return z
-    cost = latent_cost(predict, start, goal, metric)
-    assert cost(torch.zeros(1, 3, 1, 1)).tolist() == [[2.0, 2.0, 2.0]]    # (2^2 + 0) / 2
 
 
 # First guess
 
 def model_that_guesses():
     torch.manual_seed(0)
-    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16, guess_width=16)
+    return hjepa.HJEPA(latent=8, width=8, heads=2, short_width=16, macro_width=16,
+                       macro_blocks=5, guess_width=16)
 
 
 @pytest.mark.parametrize("left", [1, 3, 5])
@@ -417,11 +360,6 @@ def test_a_plan_whose_cost_is_not_a_number_is_the_dearer_one():
     cheaper = cheaper_of(cost, nan, two).flatten()
     assert cheaper[:2].tolist() == [2.0, 1.0]
     assert cheaper[2].isnan()                                   # neither has a cost: the first
-
-
-def test_where_nothing_changes_the_distance_is_plain():
-    """An embedding that is the same for all clips: a metric of nan would make every plan fail."""
-    torch.testing.assert_close(change_metric(torch.zeros(3, 3), 0.1), torch.eye(3))
 
 
 @pytest.mark.parametrize("plan", [plan_once, replan])

@@ -46,7 +46,7 @@ def refusal(words):
             command, run = flags.pop("command"), flags.pop("run")
             if command in ("train", "config"):
                 hjepa.Config(**{**hjepa.PRESETS[flags.pop("preset")], **flags})
-            elif run.suffix == ".pt" and not (ROOT / run).exists():
+            elif run and run.suffix == ".pt" and not (ROOT / run).exists():
                 return f"{run} is not there"
         except (hjepa.Refusal, ValueError) as error:
             return str(error)
@@ -137,7 +137,8 @@ def test_it_fits_and_can_be_read_as_it_is():
 def test_blocks_are_up_to_date(results):
     assert readme.renew(TEXT, results, ROOT) == TEXT
     assert [match[1] for match in re.finditer(r"<!-- table (\w+):", TEXT)] == list(readme.BLOCKS)
-    old = TEXT.replace("short, replanned every clip | ", "short, replanned every clip | 1")
+    old = TEXT.replace("short, replanned, from the first guess | ",
+                       "short, replanned, from the first guess | 1")
     assert old != TEXT and readme.renew(old, results, ROOT) == TEXT
 
 

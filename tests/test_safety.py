@@ -324,7 +324,7 @@ STRANGE = {
     "ten bodies": (dict(masses=(1.0,) * 10, validate_every=1), 0),
     "two sequences": (dict(sequences=2, batch=2), 0),
     "one frame": (dict(clip_frames=1, event_clips=1), 0),
-    "a long event": (dict(clip_frames=7, event_clips=9, substeps=40), 0),
+    "a long event": (dict(clip_frames=7, event_clips=9, macro_blocks=9, substeps=40), 0),
     "no weights": (dict(pred_weight=0.0, std_weight=0.0, cov_weight=0.0, map_weight=0.0), 0),
     "at rest": (dict(start_speed=0.0), 0), "two dimensions": (dict(latent=2), 0),
     "feather and lead": (dict(masses=(0.01, 100.0), radius=0.07, force_limit=0.2,

@@ -63,7 +63,8 @@ def make_parser(name, doc, trains=False, **numbers):
         parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16"),
                             help="of matrix products in training (default: fp32)")
     for flag, (default, meaning) in numbers.items():
-        parser.add_argument("--" + flag, type=int, default=default, help=f"{meaning} ({default})")
+        parser.add_argument("--" + flag.replace("_", "-"), type=int, default=default,
+                            help=f"{meaning} ({default})")
     return parser
 
 
@@ -97,11 +98,11 @@ def one_run(runs):
     return runs[0]
 
 
-def fingerprint(runs):
-    """-> a hex digest of all weights: it tells the runs of one study from those of another."""
+def fingerprint(models):
+    """-> a hex digest of all weights: it tells the models of one study from those of another."""
     digest = hashlib.sha256()
-    for run in runs:
-        for weight in run.model.state_dict().values():
+    for model in models:
+        for weight in model.state_dict().values():
             digest.update(weight.cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -157,11 +158,24 @@ def head(args, runs, n):
             "intervals": stats.interval_note(runs)}
 
 
+def write_json(path, content):
+    """As hjepa.write_json, but a table, a list of dicts, has a line per row: shorter, and to be
+    read like a table."""
+    entries = []
+    for key, value in hjepa.rounded(content).items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = [json.dumps(row, allow_nan=False, separators=(",", ":")) for row in value]
+            text = "[\n  " + ",\n  ".join(rows) + "\n ]"
+        entries.append(f" {json.dumps(key)}: {text}")
+    with hjepa.whole_file(path) as part:
+        part.write_text("{\n" + ",\n".join(entries) + "\n}\n")
+
+
 def publish(args, runs, results):
     """Write NAME.json and NAME.npz, then draw and write NAME.png; each whole or not at all."""
     written = [f"{args.name}.json"]
-    hjepa.write_json(args.out / f"{args.name}.json",
-                     {**head(args, runs, results.n), **results.summary})
+    write_json(args.out / f"{args.name}.json", {**head(args, runs, results.n), **results.summary})
     if results.arrays is not None:
         written.append(f"{args.name}.npz")
         with hjepa.whole_file(args.out / f"{args.name}.npz") as part:
@@ -199,7 +213,7 @@ def parse(parser, argv=None):
         raise hjepa.Refusal("an argument is empty: give a value, or leave the flag out")
     args = parser.parse_args(argv)
     for flag in args.numbers:
-        check_number(flag, getattr(args, flag))
+        check_number(flag.replace("_", "-"), getattr(args, flag))
     args.argv = argv
     args.run = args.run or [Path("runs/paper")]
     args.out = args.out or hjepa.default_out(args.run[0])

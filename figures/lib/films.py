@@ -96,8 +96,7 @@ def from_contact(scene, film):
 
 def pass_through(scene):
     """Bodies fly through each other."""
-    ghosts = worlds.same_box(worlds.Ghosts, scene.config)
-    return from_contact(scene, scene.film_in(ghosts))
+    return from_contact(scene, scene.film_in(hjepa.without_contacts(scene.world)))
 
 
 def energy_injection(scene):

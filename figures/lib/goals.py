@@ -8,8 +8,9 @@ import torch
 
 from lib import stats
 
-# What try_goals gives. errors (runs, goals, bodies): final distances. calls, seconds: per goal.
-Tried = collections.namedtuple("Tried", "errors calls seconds")
+# What try_goals gives. errors (runs, goals, bodies): final distances; velocity, in the same shape:
+# final errors of velocity, in half boxes a second. calls, seconds: per goal.
+Tried = collections.namedtuple("Tried", "errors velocity calls seconds")
 
 THRESHOLDS = {"success": ("worst", hjepa.REACHED), "strict": ("worst", hjepa.STRICT),
               "mean_body": ("mean", hjepa.REACHED)}
@@ -20,22 +21,23 @@ def event_frames(config):
     return config.event_clips * config.clip_frames
 
 
-def goals_source(config, split, frames):
+def goals_source(config, split, frames, purpose="tasks"):
     """-> (seed, purpose, index) of the generator behind goals_of.
 
     Goals one macro-event ahead are those of `hjepa.py plan`; other horizons have their own.
     """
     seed = {"test": config.test_seed, "validation": config.validation_seed}[split]
-    return seed, "tasks", 0 if frames == event_frames(config) else frames
+    return seed, purpose, 0 if frames == event_frames(config) else frames
 
 
-def goals_of(config, n, split="test", frames=None):
+def goals_of(config, n, split="test", frames=None, purpose="tasks"):
     """n goals `frames` ahead (default: one macro-event), of test or validation worlds.
 
-    -> dict(clip, goal (n, T, bodies, 4), forces (n, clips, A), contact (n,)): see hjepa.make_goals.
+    -> dict(clip, goal (n, T, bodies, 4), forces (n, clips, A), contact, matters (n,)): see
+    hjepa.make_goals. Another purpose gives another list.
     """
     frames = event_frames(config) if frames is None else frames
-    gen = hjepa.generator(*goals_source(config, split, frames))
+    gen = hjepa.generator(*goals_source(config, split, frames, purpose))
     return hjepa.make_goals(hjepa.build_world(config), n, frames // config.clip_frames, gen,
                             config.clip_frames, config.start_speed)
 
@@ -50,7 +52,8 @@ def metered(model):
 
     def count(module, given, out):
         meter["calls"] += len(out)
-    hooks = [predictor.register_forward_hook(count) for predictor in (model.short, model.macro)]
+    predictors = [getattr(model, name) for name in ("short", "macro") if hasattr(model, name)]
+    hooks = [predictor.register_forward_hook(count) for predictor in predictors]
     try:
         yield meter
     finally:
@@ -63,6 +66,12 @@ def final_errors(states, goal):
     return hjepa.distance(states[:, -1].cpu(), goal[:, -1].cpu())
 
 
+def velocity_errors(states, goal):
+    """The same for velocities: how far they are from those of the goal (B, bodies), CPU."""
+    gap = states[:, -1, :, 2:].cpu() - goal[:, -1, :, 2:].cpu()
+    return gap.norm(dim=-1)
+
+
 @torch.no_grad()
 def try_goals(solve, runs, goals, label, together=1):
     """Try every goal with every run -> Tried.
@@ -73,20 +82,35 @@ def try_goals(solve, runs, goals, label, together=1):
     """
     n = len(goals["goal"])
     parts = torch.arange(n).split(together)
-    errors = []
+    errors, velocity = [], []
     calls = 0
     start = time.perf_counter()
     for run in runs:
         title = f"{label}, seed {run.config.seed}"
         with metered(run.model) as meter:
-            found = []
-            for pick in hjepa.progress(parts, title, len(parts)):
-                found.append(final_errors(solve(run, pick, meter), goals["goal"][pick]))
-        errors.append(torch.cat(found))
+            found = [solve(run, pick, meter)[:, -1:].cpu()
+                     for pick in hjepa.progress(parts, title, len(parts))]
+        ends = torch.cat(found)
+        errors.append(final_errors(ends, goals["goal"]))
+        velocity.append(velocity_errors(ends, goals["goal"]))
         calls += meter["calls"]
     searches = n * len(runs)
     seconds = (time.perf_counter() - start) / searches
-    return Tried(torch.stack(errors), calls / searches, seconds)
+    return Tried(torch.stack(errors), torch.stack(velocity), calls / searches, seconds)
+
+
+def kept_or_tried(kept, name, frames, attempt, **more):
+    """-> Tried: of an earlier, interrupted study, or attempt() and kept from now on. more: what
+    tells the row from others of this planner and horizon."""
+    row = kept.find(planner=name, frames=frames, **more)
+    if row is None:
+        tried = attempt()
+        kept.add({"planner": name, "frames": frames, **more, "errors": tried.errors.tolist(),
+                  "velocity": tried.velocity.tolist(), "calls": tried.calls,
+                  "seconds": tried.seconds})
+        return tried
+    return Tried(torch.tensor(row["errors"]), torch.tensor(row["velocity"]), row["calls"],
+                 row["seconds"])
 
 
 def outcomes(errors):
@@ -110,14 +134,20 @@ def summary(errors):
     return row
 
 
-def by_contact(errors, contact, summarise=summary):
-    """-> dict of two rows, "contact" and "no contact": n and, if there are any, the summary."""
-    rows = {}
-    for name, who in (("contact", contact), ("no contact", ~contact)):
-        rows[name] = {"n": int(who.sum())}
-        if who.any():
-            rows[name].update(summarise(errors[:, who]))
-    return rows
+def skill(errors, zero):
+    """Final errors (runs, goals, bodies), and those of zero force -> dict: 1 - error / error of
+    zero force, both over the same resampled goals, and its interval."""
+    mine = stats.resampled_means(errors.mean(-1))
+    idle = stats.resampled_means(zero.mean(-1))
+    return {"skill": 1 - (errors.mean() / zero.mean()).item(),
+            "skill_ci": stats.percentiles(1 - mine / idle)}
+
+
+def strata(goals):
+    """What goals_of gives -> dict of three parts of the goals, bools (n,): "contact" and "no
+    contact" on the hidden way, and "matters", where the contact matters (see hjepa.make_goals)."""
+    return {"contact": goals["contact"], "no contact": ~goals["contact"],
+            "matters": goals["matters"]}
 
 
 def differences(a, b, names=("success", "strict", "mean_body", "error")):

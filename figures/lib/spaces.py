@@ -7,20 +7,20 @@ SIDE_BY_SIDE = 20                               # goals at once
 
 
 class Space:
-    """One way to embed clips and to measure distance: tap 0 or 1, with the metric of change?"""
+    """One way to embed clips and to measure distance: tap 0 or 1, in a metric (D, D) or plainly."""
 
-    def __init__(self, run, world, tap, changed):
+    def __init__(self, run, world, tap, metric=None):
         self.config = run.config
         self.encoder = run.model.target
         self.world = world
         self.tap = tap
-        change = (run.model.change1, run.model.change2)[tap]
-        ease = (run.config.ease1, run.config.ease2)[tap]
-        self.metric = hjepa.change_metric(change, ease if changed else 0)
+        self.metric = metric
+        self.device = next(run.model.parameters()).device
 
     def embed(self, clips):
         """Clips (N, T, bodies, 4) -> (N, D): plain distances there are those of the space."""
-        return self.encoder(self.world.observe(clips))[self.tap] @ self.metric
+        z = self.encoder(self.world.observe(clips))[self.tap]
+        return z if self.metric is None else z @ self.metric
 
     def cost(self, now, goal):
         """Clips (B, T, bodies, 4) -> a cost for hjepa.cem: the true simulator, distance in here."""
@@ -38,11 +38,10 @@ def search(space, drawn, label):
     config = space.config
     budget = dict(samples=config.samples, iterations=config.iterations, elites=config.elites)
     parts = torch.arange(len(drawn["goal"])).split(SIDE_BY_SIDE)
-    device = space.metric.device
     errors = []
     for pick in hjepa.progress(parts, label, len(parts)):
-        clip = drawn["clip"][pick].to(device)
-        goal = drawn["goal"][pick].to(device)
+        clip = drawn["clip"][pick].to(space.device)
+        goal = drawn["goal"][pick].to(space.device)
         gens = [hjepa.generator(config.test_seed, "landscape", i) for i in pick.tolist()]
 
         def cost_to_go(now, left):

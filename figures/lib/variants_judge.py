@@ -25,7 +25,7 @@ def plan_errors(name, run, world, drawn, device):
             errors[plan], *_ = hjepa.try_goals(search, run.model, world, run.config, drawn,
                                                run.config.test_seed, device)
     for tap, tap_name in enumerate(TAPS):
-        space = spaces.Space(run, world, tap, False)
+        space = spaces.Space(run, world, tap)
         errors[f"landscape {tap_name}"] = spaces.search(space, drawn, tap_name)[0]
     return errors
 
@@ -130,7 +130,7 @@ def calibration_columns(run, z):
     a Gaussian: 0.683 and 0.95), of P2 from z2. Nothing for other variants."""
     if not hasattr(run.model, "spread2"):
         return {}
-    device = run.model.change2.device
+    device = next(run.model.parameters()).device
     with torch.no_grad():
         spread = models.log_variance(run.model.spread2, z["z2"].to(device), z["p2"].to(device))
     deviation = (spread / 2).exp().cpu()

@@ -141,7 +141,7 @@ def log_variance(spread, before, after):
 def with_frozen_encoders(config, first):
     """The encoders of the checkpoint `first` (see hjepa.read_checkpoint), not trained further."""
     model = hjepa.build_model(config)
-    if not model.change1.is_meta:               # on "meta" there are shapes only, to check a file
+    if not next(model.parameters()).is_meta:               # on "meta" there are shapes only, to check a file
         other, _ = hjepa.load(first)
         model.context.load_state_dict(other.context.state_dict())
         model.target.load_state_dict(other.target.state_dict())

@@ -62,7 +62,7 @@ def regularise_by(directions, model, obs, forces, weights, shares, gauss_weight,
 
 def sigreg(model, obs, forces, weights, shares=None, *, gauss_weight, **functions):
     gen = hjepa.generator(model.seed, "sigreg", models.count_step(model))
-    latent = len(model.change1)
+    latent = model.bridge[-1].out_features
     directions = losses.unit_directions(latent, DIRECTIONS, gen, obs.device)
     return regularise_by(directions, model, obs, forces, weights, shares, gauss_weight, functions)
 

@@ -1,12 +1,4 @@
 """Boxes with laws of their own."""
-import hjepa
-
-
-class Ghosts(hjepa.World):
-    """The same box and the same forces, but bodies fly through each other."""
-
-    def _collide(self, x, v, a, dt, contact):
-        pass
 
 
 def same_box(kind, config):

@@ -31,11 +31,10 @@ BANNER = re.compile(r"^# ((?:\d+\. [A-Z ]+|APPENDIX) - .*)\n#{40,}$", re.M)
 # The blocks: functions of the result files and of the repository.
 
 def goals(results, root):
-    """What plan.json says, a row a planner."""
-    content = results["plan"]
-    precision = tables.PRECISION[content["precision"]]
+    """What planning.json says of the planners that README shows."""
+    content = results["planning"]
     return (tables.TABLES["goals"](results) + f"\n\n{content['n']} goals in test worlds, "
-            f"{content['epochs']} epochs, {len(content['seeds'])} training seed, {precision}. "
+            f"{content['epochs']} epochs, {len(content['seeds'])} training seed, float32. "
             "Brackets: 95 % intervals over goals. "
             "Protocol: [report](figures/report.md#4-protocol).")
 
@@ -43,12 +42,12 @@ def goals(results, root):
 def expect(results, root):
     """What a training gives, by the machine one has."""
     quick, full = results["quick/curves"], results["curves"]
-    best = tables.one(results["seeds/planning"]["rows"], planner="short replanned")
+    best = tables.one(results["seeds/planning"]["rows"], planner="replanned from guess")
     reaches = (f"{tables.percent(best['mean_body'])} of goals by the mean body, "
                f"{tables.percent(best['success'])} by the worst (mean of three seeds)")
     rows = [
-        ["a CPU, 2 cores", "`train --preset quick`", f"{quick['minutes']:.0f} minutes", reaches],
-        ["2 cores, one night", "`train`", f"{full['minutes'] / 60:.1f} hours, with other work "
+        ["one CPU core", "`train --preset quick`", f"{quick['minutes']:.0f} minutes", reaches],
+        ["one or two cores", "`train`", f"{full['minutes'] / 60:.1f} hours, with other work "
          "beside it", "the table above"]]
     return tables.grid(["you have", "python hjepa.py", "time", "expect"], rows)
 

@@ -43,11 +43,13 @@ NAMES = {                                       # planners, as a reader sees the
     "short from guess": "short, open loop, from the first guess",
     "replanned from guess": "short, replanned, from the first guess",
     "state network": "network that predicts the state, replanned",
+    "replanned from guess, a tenth": "the same with a tenth of the plans",
+    "both levels from guess": "both levels, from the first guess",
 }
 
 FAR = ("oracle", "simulator + latent cost", "fly and fold", "state network", "model + decoded cost",
        "short open loop", "short from guess", "short replanned", "replanned from guess",
-       "both levels")                           # rows that may be tried at every horizon
+       "replanned from guess, a tenth", "both levels", "both levels from guess")   # at 50 and 75
 
 
 def command(file):
@@ -403,24 +405,35 @@ def surprise_by_level(content):
 
 # Planning.
 
-@uses("plan")
+SHOWN = ("random", "fly and fold", "state network", "macro from guess",
+         "replanned from guess")                                          # in README
+
+
+@uses("planning")
 def goals(content):
-    """The rows of `hjepa.py plan`."""
+    """Goals reached by the worst body at every horizon: the rows that README shows."""
+    tried = distinct(content["rows"], "frames")
+    titles = [f"{frames} frames ahead" for frames in tried]
     rows = []
-    for row in content["rows"]:
-        rows.append([named(row["planner"]), share(row, "mean_body"), share(row, "success")])
-    return grid([f"planner, {content['frames']} frames ahead", "mean body within 0.1",
-                 "worst body within 0.1"], rows)
+    for name in SHOWN:
+        mine = {row["frames"]: row for row in content["rows"] if row["planner"] == name}
+        if not mine:
+            continue
+        cells = [share(mine[frames], "success") if frames in mine else "" for frames in tried]
+        last = mine.get(tried[-1], {})
+        cells.append(part_of(last, "matters", lambda found: share(found, "success")))
+        rows.append([named(name), *cells])
+    return grid(["planner", *titles, f"{tried[-1]}, where a contact matters"], rows)
 
 
 @uses("plan")
 def plan_rows(content):
-    """The same with the strict threshold and the error."""
+    """The rows of `hjepa.py plan`, with the strict threshold and the error."""
     rows = []
     for row in content["rows"]:
-        rows.append([named(row["planner"]), share(row, "mean_body"), share(row, "success"),
-                     percent(row["strict"]), number(row["error"])])
-    return grid(["planner", "mean body within 0.1", "worst body within 0.1",
+        rows.append([row["frames"], named(row["planner"]), share(row, "mean_body"),
+                     share(row, "success"), percent(row["strict"]), number(row["error"])])
+    return grid(["frames", "planner", "mean body within 0.1", "worst body within 0.1",
                  "worst body within 0.05", "mean error"], rows)
 
 
@@ -479,10 +492,25 @@ def planning_pairs(content):
     """Paired differences between planners."""
     rows = []
     for pair in content["pairs"]:
+        matters = pair.get("matters")
         rows.append([pair["frames"], named(pair["a"]), named(pair["b"]),
                      points(pair["success"], pair["success_ci"]),
+                     points(matters["success"], matters["success_ci"]) if matters else "",
                      signed(pair["error"], pair["error_ci"])])
-    return grid(["frames", "planner", "minus", "worst body within 0.1", "error"], rows)
+    return grid(["frames", "planner", "minus", "worst body within 0.1", "where a contact matters",
+                 "error"], rows)
+
+
+@uses("landscapes")
+def landscapes(content):
+    """One plan with the true simulator, by the space in which its end is compared with the goal."""
+    rows = []
+    for row in content["rows"]:
+        model = "untrained" if row["space"] == "untrained" else "trained"
+        rows.append([model, row["tap"], row["distance"], share(row, "success"),
+                     percent(row["strict"]), number(row["order"]), number(row["weakest"])])
+    return grid(["encoder", "embedding", "distance", "worst body within 0.1", "within 0.05",
+                 "order of distances", "weakest direction"], rows)
 
 
 @uses("seeds/planning")
