@@ -17,13 +17,15 @@ SETTINGS = ("masses", "radius", "dt", "substeps", "force_limit", "start_speed", 
 class StateNetwork(nn.Module):
     """The short predictor of a run, but it predicts what is observed of the bodies: 4 numbers each.
 
-    masses, short_width, predictor_blocks: as in the run's settings.
+    masses, short_width, predictor_blocks: as in the run's settings. features: how many numbers are
+    observed, if there are others beside those of the bodies.
     """
 
-    def __init__(self, masses, short_width, predictor_blocks):
+    def __init__(self, masses, short_width, predictor_blocks, features=None):
         super().__init__()
         bodies = len(masses)
-        self.short = hjepa.Predictor(4 * bodies, 2 * bodies, short_width, predictor_blocks)
+        features = features or 4 * bodies
+        self.short = hjepa.Predictor(features, 2 * bodies, short_width, predictor_blocks)
 
     def rollout(self, seen, forces):
         """seen (N, F) in the last frame of a clip, forces (N, K, A) -> the same for the last frame
