@@ -7,6 +7,7 @@ from lib import baselines_models as models
 from lib import baselines_runs as runs
 from lib import baselines_worlds as worlds
 from lib import films, goals, probes, readouts, surprises
+from lib.variants_judge import finite
 
 CHUNK = 1024                                    # sequences that are encoded at once
 
@@ -127,7 +128,7 @@ class Judge:
             given = (model, kind, self.world, config)
             columns.update(place_columns(*given, sizes["n"], study.device))
             columns.update(surprise_columns(*given, sizes["pairs"], study.device))
-        self.write(training, columns, errors, None)
+        self.write(training, finite(columns), errors, None)
 
     def write(self, training, columns, errors, broken):
         """measured.json"""
