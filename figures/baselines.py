@@ -83,6 +83,7 @@ def make_row(rival, kind, frames, errors, of_jepa, parts):
     reached = goals.outcomes(errors)
     for key in ("success", "strict", "mean_body"):
         table_rows.share(row, key, reached[key])
+    row.pop("strict_ci")                        # the JSON stays small
     for part, who in parts.items():
         if who.any():
             row[part] = round(reached["success"][:, who].mean().item(), 5)
