@@ -417,7 +417,7 @@ def script(name):
 
 SCRIPTS = {"dynamics": "--n", "response": "--n", "surprise": "--n", "representation": "--n",
            "planning": "--goals", "ablation": "--goals", "episode": "--goals",
-           "variants": "--goals"}
+           "variants": "--goals", "cost_maps": "--goals"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
