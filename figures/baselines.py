@@ -35,15 +35,15 @@ same noise. The inverse model plans one macro-event ahead only.
 Trainings lie in RUN/baselines. Start the command in several terminals to share the work. A stopped
 command goes on where it was. --gather trains nothing and publishes what is measured.
 
-rows, one per rival, world and horizon: success (worst body within 0.1), strict (0.05), mean_body;
-success on goals with a contact on the hidden way, without, and where the contact matters; gain:
-success minus that of the JEPA in the same world on the same goals, paired. "zero" and "fly and fold"
-(exact flight and walls, blind to contacts, nothing learnt) are those of planning.py. models, one
-per rival and world: parameters; what is tuned; places: error of places that a linear map reads from
-predictions, clip by clip up to a macro-event, in half boxes, and at its end with and without a
-contact; pass_through: share of pairs of films in which bodies that fly through each other surprise
-more than a lawful contact does. baselines.npz has errors/NAME/FRAMES (seeds, goals), the distance
-of the worst body.
+rows, one per rival, world and horizon: success (worst body within 0.1), strict (0.05),
+mean_body; success on goals with a contact on the hidden way, without, and where the contact
+matters; gain: success minus that of the JEPA in the same world on the same goals, paired. "zero"
+and "fly and fold" (exact flight and walls, blind to contacts, nothing learnt) are those of
+planning.py. models, one per rival and world: parameters; what is tuned; places: error of places
+that a linear map reads from predictions, clip by clip up to a macro-event, in half boxes, and at
+its end with and without a contact; pass_through: share of pairs of films in which bodies that
+fly through each other surprise more than a lawful contact does. baselines.npz has
+errors/NAME/FRAMES (seeds, goals), the distance of the worst body.
 """
 import sys
 

@@ -30,7 +30,6 @@ import sys
 from lib import cli, cost_maps, goals, probes, stats
 import hjepa
 import numpy as np
-import torch
 
 KINDS = ("contact", "no contact")
 GAUGES = ("to_minimum", "to_goal", "minima", "best")
@@ -91,7 +90,8 @@ def compare(values):
         for space in cost_maps.SPACES[1:]:
             gap, interval = stats.paired_interval(
                 values[kind, space, "simulator"]["to_minimum"], mine)
-            rows.append({"kind": kind, "space": space, "to_minimum": gap, "to_minimum_ci": interval})
+            rows.append({"kind": kind, "space": space, "to_minimum": gap,
+                         "to_minimum_ci": interval})
     return rows
 
 
@@ -106,9 +106,10 @@ def draw(first, limit, grid):
         for (kind, future), ax in zip(columns, line):
             costs, _ = first[kind]
             cost = costs[space, future].view(grid, grid)
-            ends = cost_maps.descend(cost).unique()
-            picture = ax.pcolormesh(axis, axis, cost.sqrt(), cmap="viridis", shading="nearest")
-            ax.contour(axis, axis, cost.sqrt(), 12, colors="white", linewidths=0.5)
+            ends = cost_maps.descend(cost).unique().numpy()
+            root = cost.sqrt().numpy()
+            picture = ax.pcolormesh(axis, axis, root, cmap="viridis", shading="nearest")
+            ax.contour(axis, axis, root, 12, colors="white", linewidths=0.5)
             ax.plot(axis[ends % grid], axis[ends // grid], "o", ms=5, mfc="none", color="white")
             best = cost.argmin().item()
             ax.plot(axis[best % grid], axis[best // grid], "*", ms=12, color="#e08214")

@@ -105,8 +105,8 @@ class Judge:
                       for frames in sizes["frames"]}
 
     def __call__(self, training):
-        """Trains what is not trained, measures it, and writes measured.json: columns, errors of each
-        horizon (goals, bodies), and why the training broke down, or null."""
+        """Trains what is not trained, measures it, and writes measured.json: columns, errors of
+        each horizon (goals, bodies), and why the training broke down, or null."""
         study, sizes = self.study, self.sizes
         print(f"{training.name}, {training.epochs} epochs, seed {training.seed}:", flush=True)
         broken = runs.train(study, training)

@@ -206,8 +206,8 @@ class InteractionStep(nn.Module):
     An interaction network (Battaglia et al. 2016), encoded and processed in rounds as Sanchez-
     Gonzalez et al. 2020 do: a vector of H numbers for each body, from its four numbers, its force
     and its mass; in each round every ordered pair sends a message of H numbers, the messages to a
-    body are summed, and its vector is updated. Weights are shared by all bodies and pairs, so bodies
-    of equal mass may be exchanged. masses: one per body. H: width.
+    body are summed, and its vector is updated. Weights are shared by all bodies and pairs, so
+    bodies of equal mass may be exchanged. masses: one per body. H: width.
     """
 
     def __init__(self, masses, width, rounds=3):

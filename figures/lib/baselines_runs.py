@@ -1,5 +1,5 @@
-"""Trainings of the JEPA and its rivals by one loop, lib/trainings.py: see lib/shared_work.py for how
-processes share them. In the plain world the JEPA's is hjepa.train's to the last bit.
+"""Trainings of the JEPA and its rivals by one loop, lib/trainings.py: see lib/shared_work.py for
+how processes share them. In the plain world the JEPA's is hjepa.train's to the last bit.
 
 The names of shared_work stand here, too: chosen_value, table, work and so on.
 """
@@ -106,8 +106,8 @@ def act(model, world, clip, goal, others, clip_frames):
 
 
 def horizons_of(name, config, frames):
-    """-> those of the horizons in frames that a rival can plan for: the inverse model has seen goals
-    one macro-event ahead, and none farther."""
+    """-> those of the horizons in frames that a rival can plan for: the inverse model has seen
+    goals one macro-event ahead, and none farther."""
     rival, _ = lists.parts_of(name)
     most = goals.event_frames(config) if rival == "inverse model" else max(frames)
     return [one for one in frames if one <= most]

@@ -20,7 +20,8 @@ def features(kind, config):
 
 
 def distractors(kind, world, config, n, clips, gen):
-    """-> states (n, clips, T, distractors, 4) of the CPU generator gen; there are none in "plain"."""
+    """-> states (n, clips, T, distractors, 4), drawn from the CPU generator gen; in "plain" there
+    are none."""
     frames = config.clip_frames
     bodies = len(world.masses)
     if kind == "plain":
