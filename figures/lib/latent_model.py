@@ -30,8 +30,8 @@ Variant = collections.namedtuple("Variant", "name family size weight", defaults=
 
 WIDTH = 192
 BLOCKS = 2
-PENALTY = 1e-3                                  # weight of R for a vector
-NOISE_PENALTY = 1e-3                            # weight of R for a noisy one
+PENALTY = 1e-4                                  # weight of R for a vector
+NOISE_PENALTY = 1e-4                            # weight of R for a noisy one
 DESCENT = 10                                    # gradient steps to zeta in training
 SEARCH = 60                                     # the same where energies are measured
 
