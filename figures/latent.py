@@ -113,6 +113,7 @@ def plan_all(run, kind, networks, goals, args, kept):
 
 def measure(args, runs):
     run = cli.one_run(runs)
+    latent_world.check(run.config)
     fingerprint = cli.fingerprint([run.model])
     trained = {}
     with hjepa.locked(args.trainings):

@@ -79,20 +79,24 @@ class Measured:
         self.kind = kind
         self.world = hjepa.build_world(run.config)
         config = run.config
-        self.kicked, self.p, self.t = {}, {}, {}
+        self.kicked, self.bases, self.t = {}, {}, {}
         for split, seed in (("test", config.test_seed), ("validation", config.validation_seed)):
             kicked = latent_world.draw(self.world, config, n, kind, seed, "latent", device)
             self.kicked[split] = kicked
-            self.p[split], self.t[split] = latent_training.embedded(run, kicked)
+            self.bases[split], self.t[split] = latent_training.embedded(run, kicked)
         self.futures = futures(run, self.world, self.kicked["test"])
         self.model = run.model
         self.told = None                        # D of the told one, (n,), on the CPU
+
+    def base(self, network, split="test"):
+        """-> what this predictor starts from (n, D)."""
+        return self.bases[split][network.variant.base]
 
     @torch.no_grad()
     def told_errors(self, network):
         """-> D (n,) of the predictor that knows the kick; `row` compares others with it."""
         kicked = self.kicked["test"]
-        self.told, _ = network.loss(self.p["test"], kicked.forces, self.t["test"], kicked.push,
+        self.told, _ = network.loss(self.base(network), kicked.forces, self.t["test"], kicked.push,
                                     None)
         self.told = self.told.cpu()
         return self.told
@@ -107,7 +111,7 @@ class Measured:
             errors = self.told_errors(network)
             row.update(error=errors.mean().item(), error_ci=stats.interval(errors.numpy()))
             return row, None
-        kicked, p = self.kicked["test"], self.p["test"]
+        kicked, p = self.kicked["test"], self.base(network)
         energies = {}
         for name, t in self.futures.items():
             energy, d, zeta = network.energy(p, kicked.forces, t)
@@ -132,7 +136,8 @@ class Measured:
         what a family has beside."""
         variant = network.variant
         numbers = {}
-        kicked, p, t = (part["validation"] for part in (self.kicked, self.p, self.t))
+        kicked, t = self.kicked["validation"], self.t["validation"]
+        p = self.base(network, "validation")
         test = self.kicked["test"]
         _, _, zeta = network.energy(p, kicked.forces, t)
         guess = guess_from_neighbours(zeta.cpu(), kicked.push.cpu(), found.cpu())
@@ -144,7 +149,7 @@ class Measured:
                 numbers["assigned"] = hits.float().mean().item()
                 numbers["assigned_ci"] = stats.interval(hits.numpy())
         if variant.family in ("vector", "noisy"):
-            quick = network.amortised(self.p["test"], test.forces, self.t["test"])
+            quick = network.amortised(self.base(network), test.forces, self.t["test"])
             numbers["amortised"] = quick.mean().item()
         if variant.family == "noisy":
             numbers.update(self.drawn(network))
@@ -153,7 +158,7 @@ class Measured:
     @torch.no_grad()
     def drawn(self, network):
         """-> dict: D of one future that is drawn, zeta ~ N(0, 1), and of the best of DRAWN."""
-        p, t, forces = self.p["test"], self.t["test"], self.kicked["test"].forces
+        p, t, forces = self.base(network), self.t["test"], self.kicked["test"].forces
         gen = hjepa.generator(0, f"drawn futures, {self.kind}")
         errors = []
         for _ in range(DRAWN):
@@ -163,28 +168,29 @@ class Measured:
         return {"drawn": errors.mean().item(), "best_drawn": errors.amin(0).mean().item()}
 
     def first_worlds(self, pushes, worlds):
-        """pushes (M, 2) -> p (worlds M, D), forces and t of the first test worlds, each under each
-        push, world by world."""
+        """pushes (M, 2) -> bases (worlds M, D), forces and t of the first test worlds, each under
+        each push, world by world."""
         kicked = self.kicked["test"]
         worlds = min(worlds, len(kicked.clip))
         many = len(pushes)
         clip = kicked.clip[:worlds].repeat_interleave(many, 0)
         forces = kicked.forces[:worlds].repeat_interleave(many, 0)
-        p = self.p["test"][:worlds].repeat_interleave(many, 0)
+        bases = {name: base[:worlds].repeat_interleave(many, 0)
+                 for name, base in self.bases["test"].items()}
         push = pushes.to(clip.device).repeat(worlds, 1)
         future = latent_world.future_of(self.world, clip, forces, push)
-        return p, forces, latent_world.embed(self.model, self.world, future)
+        return bases, forces, latent_world.embed(self.model, self.world, future)
 
     def map_of(self, networks):
         """-> dict name -> energy (GRID, GRID), rows from the lowest push along y to the highest: of
         the true futures of all kicks in a square, a mean over worlds."""
         axis = torch.linspace(-REACH, REACH, GRID) * latent_world.SIZE
         pushes = torch.cartesian_prod(axis, axis).flip(1)                 # y changes slowest
-        p, forces, t = self.first_worlds(pushes, MAP_WORLDS)
+        bases, forces, t = self.first_worlds(pushes, MAP_WORLDS)
         found = {}
         for name, network in networks.items():
             if network.variant.family != "told":
-                energy, _, _ = network.energy(p, forces, t)
+                energy, _, _ = network.energy(bases[network.variant.base], forces, t)
                 energy = energy.unflatten(0, (-1, GRID * GRID)).mean(0)
                 found[name] = energy.unflatten(0, (GRID, GRID)).cpu().numpy()
         return found
@@ -194,10 +200,10 @@ class Measured:
         futures of these kicks: a mean over worlds, of discrete zetas."""
         axis = torch.linspace(-REACH, REACH, LINE)
         pushes = torch.stack([latent_world.SIZE * axis, torch.zeros(LINE)], 1)
-        p, forces, t = self.first_worlds(pushes, WORLDS_ON_LINE)
+        bases, forces, t = self.first_worlds(pushes, WORLDS_ON_LINE)
         found = {}
         for name, network in networks.items():
             if network.variant.family == "discrete":
-                energy, _, _ = network.energy(p, forces, t)
+                energy, _, _ = network.energy(bases[network.variant.base], forces, t)
                 found[name] = energy.unflatten(0, (-1, LINE)).mean(0).cpu().numpy()
         return axis.numpy(), found

@@ -14,6 +14,10 @@ beside the force. What zeta may be is the family:
     minimised    the same, but found by gradient descent in training, too
     noisy        the encoder gives mean and deviation, zeta is drawn; R = -log N(0, 1), as in a VAE
 
+"from scratch": p is z1, the embedding of the clip that is seen. The predictor has to learn what P1
+knows, and can choose to read the future from zeta instead: LeCun's thought experiment of a predictor
+that copies zeta.
+
 When a penalty R has a weight, the weights that read zeta are penalised as well. Otherwise the
 network would make zeta small and those weights large, and R would not limit anything.
 
@@ -26,13 +30,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-Variant = collections.namedtuple("Variant", "name family size weight", defaults=[0.0])
+Variant = collections.namedtuple("Variant", "name family size weight base",
+                                 defaults=[0.0, "expected"])
 
 WIDTH = 192
 BLOCKS = 2
 PENALTY = 1e-4                                  # weight of R for a vector
 NOISE_PENALTY = 1e-4                            # weight of R for a noisy one
-DESCENT = 10                                    # gradient steps to zeta in training
+DESCENT = 5                                     # gradient steps to zeta in training
+STARTS = 16                                     # where the descent of "minimised" can begin
 SEARCH = 60                                     # the same where energies are measured
 
 SIZES = (1, 2, 8, 64, 256)
@@ -41,6 +47,7 @@ VARIANTS = (
     Variant("told", "told", 2),
     *[Variant(f"K = {k}", "discrete", k) for k in COUNTS],
     *[Variant(f"d = {d}, free", "vector", d) for d in SIZES],
+    *[Variant(f"d = {d}, from scratch", "vector", d, base="seen") for d in SIZES],
     *[Variant(f"d = {d}, penalty", "vector", d, PENALTY) for d in SIZES],
     Variant("d = 2, minimised", "minimised", 2, PENALTY),
     Variant("d = 2, noisy", "noisy", 2, NOISE_PENALTY),
@@ -127,7 +134,11 @@ class Vector(Latent):
     def __init__(self, latent, actions, variant, outputs=1):
         super().__init__(latent, actions, variant, variant.size)
         self.encoder = None
-        if variant.family != "minimised":
+        if variant.family == "minimised":
+            starts = torch.randn(STARTS, variant.size)
+            starts[0] = 0
+            self.register_buffer("starts", starts)
+        else:
             self.encoder = nn.Sequential(nn.Linear(2 * latent, WIDTH), nn.GELU(),
                                          nn.Linear(WIDTH, WIDTH), nn.GELU(),
                                          nn.Linear(WIDTH, outputs * variant.size))
@@ -142,11 +153,14 @@ class Vector(Latent):
         code = self.predictor.force[0].weight[:, -self.size:]
         return enter.square().sum() + code.square().sum()
 
-    def guess(self, p, t):
-        """-> the encoder's zeta (N, d); without an encoder 0."""
-        if self.encoder is None:
-            return p.new_zeros(len(p), self.size)
-        return self.encoder(torch.cat([p, t], -1))[:, :self.size]
+    def guess(self, p, forces, t):
+        """-> zeta (N, d) to start from: the encoder's; without an encoder the best of STARTS."""
+        if self.encoder is not None:
+            return self.encoder(torch.cat([p, t], -1))[:, :self.size]
+        with torch.no_grad():
+            totals = [self.total(p, forces, t, start.expand(len(p), -1))[0]
+                      for start in self.starts]
+        return self.starts[torch.stack(totals).argmin(0)]
 
     def total(self, p, forces, t, zeta):
         """-> D + weight R (N,) at this zeta (N, d), and D (N,)."""
@@ -174,23 +188,23 @@ class Vector(Latent):
     def loss(self, p, forces, t, push, noise):
         """-> D (N,), penalty (), of a batch; push and noise are not used."""
         if self.encoder is None:
-            zeta = self.descend(p, forces, t, self.guess(p, t), DESCENT, rate=0.5)
+            zeta = self.descend(p, forces, t, self.guess(p, forces, t), DESCENT)
         else:
-            zeta = self.guess(p, t)
+            zeta = self.guess(p, forces, t)
         d = error(self(p, forces, zeta), t)
         return d, self.variant.weight * (self.penalty(zeta).mean() + self.reading_weights())
 
     @torch.no_grad()
     def amortised(self, p, forces, t):
         """-> energy (N,) at the encoder's zeta."""
-        return self.total(p, forces, t, self.guess(p, t))[0]
+        return self.total(p, forces, t, self.guess(p, forces, t))[0]
 
     @torch.no_grad()
     def energy(self, p, forces, t):
         """-> energy (N,), D (N,), zeta (N, d) at the lowest energy that was found: from 0 and from
-        the encoder's zeta, before and after the descent."""
+        the guess, before and after the descent."""
         zero = p.new_zeros(len(p), self.size)
-        starts = [zero] if self.encoder is None else [zero, self.guess(p, t)]
+        starts = [zero, self.guess(p, forces, t)]
         tried = [*starts, *[self.descend(p, forces, t, start, SEARCH) for start in starts]]
         best = tried[0]
         energy, d = self.total(p, forces, t, best)
@@ -249,13 +263,13 @@ def build(settings):
             for variant in VARIANTS})
 
 
-def joint_loss(networks, p, forces, t, push, noise):
-    """-> the sum of all losses, and a dict of D by name: a training of each, since they share no
-    weights."""
-    total = p.new_zeros(())
+def joint_loss(networks, bases, forces, t, push, noise):
+    """bases: a dict as latent_world.bases gives -> the sum of all losses, and a dict of D by name: a
+    training of each, since they share no weights."""
+    total = t.new_zeros(())
     terms = {}
     for name, network in networks.items():
-        d, penalty = network.loss(p, forces, t, push, noise)
+        d, penalty = network.loss(bases[network.variant.base], forces, t, push, noise)
         terms[name] = d.mean()
         total = total + terms[name] + penalty
     return total, terms

@@ -20,7 +20,7 @@ def settings_of(config, kind, sequences, fingerprint):
     return {**world, "actions": 2 * len(config.masses), "kind": kind, "sequences": sequences,
             "run": fingerprint, "push_size": latent_world.SIZE, "body": latent_world.BODY,
             "width": latent_model.WIDTH, "blocks": latent_model.BLOCKS, "batch": BATCH,
-            "descent": latent_model.DESCENT,
+            "descent": latent_model.DESCENT, "starts": latent_model.STARTS,
             "variants": [list(variant) for variant in latent_model.VARIANTS]}
 
 
@@ -38,10 +38,10 @@ def training_config(config, sequences, epochs):
 
 
 def embedded(run, kicked):
-    """Kicked -> p (N, D), what the run expects without a kick, and t (N, D) of the future."""
+    """Kicked -> bases (see latent_world.bases) and t (N, D) of the future."""
     world = hjepa.build_world(run.config)
-    p = latent_world.expected(run.model, world, kicked.clip, kicked.forces)
-    return p, latent_world.embed(run.model, world, kicked.future)
+    bases = latent_world.bases(run.model, world, kicked.clip, kicked.forces)
+    return bases, latent_world.embed(run.model, world, kicked.future)
 
 
 def train(run, kind, path, sequences, epochs, fingerprint, device):
@@ -54,20 +54,22 @@ def train(run, kind, path, sequences, epochs, fingerprint, device):
     saved = read(path) if path.exists() else None
     steps = sequences // config.batch
     done = 0 if saved is None else len(saved["rows"])
-    largest = max(v.size for v in latent_model.VARIANTS if v.family == "noisy")
+    largest = max(variant.size for variant in latent_model.VARIANTS)
     counter = {"step": done * steps}
 
-    def loss(pair, forces, push):
+    def loss(embeddings, forces, push):
         gen = hjepa.generator(config.seed, "latent noise", counter["step"])
         counter["step"] += 1
-        noise = torch.randn(len(pair), largest, generator=gen).to(device)
-        p, t = pair.unbind(1)
-        return latent_model.joint_loss(networks, p, forces, t, push, noise)
+        noise = torch.randn(len(embeddings), largest, generator=gen).to(device)
+        seen, expected, t = embeddings.unbind(1)
+        bases = {"seen": seen, "expected": expected}
+        return latent_model.joint_loss(networks, bases, forces, t, push, noise)
 
     def draw():
         kicked = latent_world.draw(world, config, sequences, kind, config.seed, "latent train",
                                    device)
-        p, t = embedded(run, kicked)
-        return torch.stack([p, t], 1), kicked.forces, kicked.push
+        bases, t = embedded(run, kicked)
+        embeddings = torch.stack([bases["seen"], bases["expected"], t], 1)
+        return embeddings, kicked.forces, kicked.push
     rows = trainings.train(path, saved, settings, networks, loss, draw, config, device, "fp32")
     return networks.eval(), rows

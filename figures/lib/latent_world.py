@@ -10,7 +10,7 @@ import math
 import hjepa
 import torch
 
-BODY = 0                                        # who is kicked: the lightest body
+BODY = 0                                        # who is kicked
 OTHER_BODY = 1                                  # whose kick never happens in training
 SIZE = 0.5                                      # change of velocity, half boxes a second
 
@@ -55,6 +55,12 @@ def future_of(world, clip, forces, push, body=BODY):
     return states
 
 
+def check(config):
+    """Refusal unless there is a second body, whose kick never happens in training."""
+    if len(config.masses) <= OTHER_BODY:
+        raise hjepa.Refusal("the run has one body: this study needs two bodies or more")
+
+
 def draw(world, config, n, kind, seed, purpose, device):
     """-> Kicked: n worlds, drawn by (seed, purpose)."""
     hjepa.refuse_too_many(n, 256 * n * len(config.masses) * config.clip_frames)
@@ -68,14 +74,19 @@ def draw(world, config, n, kind, seed, purpose, device):
 
 
 @torch.no_grad()
-def expected(model, world, clip, forces, chunk=4096):
-    """clip (N, T, bodies, 4), forces (N, A) -> P1's prediction (N, D) of the next clip. The run has
-    never seen a kick, so this is what comes without one."""
-    parts = []
+def bases(model, world, clip, forces, chunk=4096):
+    """clip (N, T, bodies, 4), forces (N, A) -> dict of what a predictor can start from, (N, D) each:
+
+    seen      z1, the shallow embedding of the clip
+    expected  P1's prediction of the next clip. The run has never seen a kick, so this is what comes
+              without one.
+    """
+    seen, expected = [], []
     for some_clip, some_forces in zip(clip.split(chunk), forces.split(chunk)):
         z1, _ = model.context(world.observe(some_clip))
-        parts.append(model.rollout(z1, some_forces[:, None])[:, 0])
-    return torch.cat(parts)
+        seen.append(z1)
+        expected.append(model.rollout(z1, some_forces[:, None])[:, 0])
+    return {"seen": torch.cat(seen), "expected": torch.cat(expected)}
 
 
 @torch.no_grad()
