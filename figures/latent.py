@@ -113,6 +113,8 @@ def plan_all(run, kind, networks, goals, args, kept):
 
 def measure(args, runs):
     run = cli.one_run(runs)
+    if args.sequences < 2:
+        raise hjepa.Refusal("--sequences is 1: give 2 or more")
     latent_world.check(run.config)
     fingerprint = cli.fingerprint([run.model])
     trained = {}
@@ -144,7 +146,7 @@ def measure(args, runs):
 
 
 def make_parser():
-    parser = cli.make_parser("latent", __doc__, n=(1024, "test worlds"), goals=(48, "test goals"),
+    parser = cli.make_parser("latent", __doc__, n=(512, "test worlds"), goals=(48, "test goals"),
                              sequences=(32768, "training sequences"), epochs=(8, "epochs"))
     parser.add_argument("--trainings", type=Path, default=Path("runs/latent"), metavar="DIR",
                         help="where the trained predictors are kept (default: runs/latent)")

@@ -198,10 +198,11 @@ def test_two_steps_of_training_change_every_predictor_and_mix_none(batch):
     p, forces, t, push, _ = batch
     noise = torch.randn(9, 256, generator=hjepa.generator(0, "noise"))
     networks = latent_model.build(settings())
+    bases = {"expected": p, "seen": -p}
     before = {name: weight.clone() for name, weight in networks.state_dict().items()}
     optimizer = torch.optim.AdamW(networks.parameters(), 1e-3)
     for _ in range(2):
-        total, terms = latent_model.joint_loss(networks, p, forces, t, push, noise)
+        total, terms = latent_model.joint_loss(networks, bases, forces, t, push, noise)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -209,8 +210,11 @@ def test_two_steps_of_training_change_every_predictor_and_mix_none(batch):
     for name in terms:
         key = f"{name}.predictor.leave.weight"
         assert not torch.equal(networks.state_dict()[key], before[key]), name
-    parts = [networks[name].loss(p, forces, t, push, noise) for name in terms]
-    total, _ = latent_model.joint_loss(networks, p, forces, t, push, noise)
+    parts = []
+    for name in terms:
+        base = -p if "from scratch" in name else p
+        parts.append(networks[name].loss(base, forces, t, push, noise))
+    total, _ = latent_model.joint_loss(networks, bases, forces, t, push, noise)
     torch.testing.assert_close(total, sum(d.mean() + penalty for d, penalty in parts))
 
 
@@ -293,7 +297,7 @@ def test_the_cost_is_the_mean_or_the_worst_over_zeta():
 
 
 def test_a_plan_is_flown_under_each_kick():
-    goals = hjepa.make_goals(WORLD, 2, 2, hjepa.generator(0, "goals"))
+    goals = hjepa.make_goals(WORLD, 2, 3, hjepa.generator(0, "goals"))
     pushes = latent_world.possible_pushes("ring", 4)
     errors = latent_plan.fly(WORLD, goals["clip"], goals["goal"], goals["forces"], pushes)
     assert errors.shape == (2, 4, 3)
@@ -322,7 +326,8 @@ class small:
         self.patch = pytest.MonkeyPatch()
         for module, name, value in ((latent_model, "SEARCH", 2), (latent_model, "DESCENT", 2),
                                     (latent_measure, "GRID", 3), (latent_measure, "MAP_WORLDS", 2),
-                                    (latent_measure, "LINE", 5), (latent_plan, "FLOWN", 2)):
+                                    (latent_measure, "LINE", 5), (latent_plan, "FLOWN", 2),
+                                    (latent_plan, "COUNT", {"two": 2, "ring": 4})):
             self.patch.setattr(module, name, value)
         return ["--sequences", 64, "--epochs", 2, "--n", 24, "--goals", 2, "--device", "cpu"]
 

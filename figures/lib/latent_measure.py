@@ -6,9 +6,9 @@ from lib import latent_training, latent_world, stats
 
 NEIGHBOURS = 16                                 # worlds behind a guess of the kick from zeta
 DRAWN = 16                                      # futures that are drawn from a noisy zeta
-GRID = 17                                       # kicks along each axis of a map
+GRID = 15                                       # kicks along each axis of a map
 REACH = 1.6                                     # of a map, in sizes of the kick
-MAP_WORLDS = 16
+MAP_WORLDS = 12
 LINE = 65                                       # kicks on the way from left to right
 WORLDS_ON_LINE = 64
 

@@ -39,7 +39,7 @@ PENALTY = 1e-4                                  # weight of R for a vector
 NOISE_PENALTY = 1e-4                            # weight of R for a noisy one
 DESCENT = 5                                     # gradient steps to zeta in training
 STARTS = 16                                     # where the descent of "minimised" can begin
-SEARCH = 60                                     # the same where energies are measured
+SEARCH = 40                                     # the same where energies are measured
 
 SIZES = (1, 2, 8, 64, 256)
 COUNTS = (1, 2, 4, 16)
@@ -201,20 +201,21 @@ class Vector(Latent):
 
     @torch.no_grad()
     def energy(self, p, forces, t):
-        """-> energy (N,), D (N,), zeta (N, d) at the lowest energy that was found: from 0 and from
-        the guess, before and after the descent."""
-        zero = p.new_zeros(len(p), self.size)
-        starts = [zero, self.guess(p, forces, t)]
-        tried = [*starts, *[self.descend(p, forces, t, start, SEARCH) for start in starts]]
-        best = tried[0]
-        energy, d = self.total(p, forces, t, best)
-        for zeta in tried[1:]:
+        """-> energy (N,), D (N,), zeta (N, d) at the lowest energy that was found: at 0, at the
+        guess, or where the descent from the better of these two ends."""
+        found = p.new_zeros(len(p), self.size)
+        energy, d = self.total(p, forces, t, found)
+        for step in ("guess", "descent"):
+            if step == "guess":
+                zeta = self.guess(p, forces, t)
+            else:
+                zeta = self.descend(p, forces, t, found, SEARCH)
             other, other_d = self.total(p, forces, t, zeta)
             better = other < energy
-            best = torch.where(better[:, None], zeta, best)
+            found = torch.where(better[:, None], zeta, found)
             energy = torch.where(better, other, energy)
             d = torch.where(better, other_d, d)
-        return energy, d, best
+        return energy, d, found
 
 
 class Noisy(Vector):
