@@ -17,7 +17,7 @@ rows, on test worlds:
     energy             of that future; energy_other: of the same world under another possible kick;
                        energy_twice, energy_body, energy_world: of futures that never happen: a kick
                        twice as strong, another body kicked, another world
-    apart_...          share of worlds in which that other future has the higher energy
+    apart_twice, _body share of worlds in which that other future has the higher energy
     kick_r2            of the hidden kick, guessed from zeta (by neighbours among validation worlds)
     assigned           discrete zeta, two outcomes: share of test worlds in which zeta is on the side
                        that it stands for on validation worlds; used: how many zetas ever win
@@ -146,7 +146,7 @@ def measure(args, runs):
 
 
 def make_parser():
-    parser = cli.make_parser("latent", __doc__, n=(512, "test worlds"), goals=(48, "test goals"),
+    parser = cli.make_parser("latent", __doc__, n=(1024, "test worlds"), goals=(48, "test goals"),
                              sequences=(32768, "training sequences"), epochs=(8, "epochs"))
     parser.add_argument("--trainings", type=Path, default=Path("runs/latent"), metavar="DIR",
                         help="where the trained predictors are kept (default: runs/latent)")

@@ -7,7 +7,7 @@ from lib import latent_measure, latent_model, latent_plan, latent_world
 CAPACITY = {"energy": "the future that happened", "energy_other": "another possible kick",
             "energy_twice": "a kick twice as strong", "energy_body": "another body kicked",
             "energy_world": "another world"}
-GREYS = {"told": "0.2", "discrete": "#2166ac", "vector": "#b2182b", "minimised": "#e08214",
+FAMILIES = {"told": "0.2", "discrete": "#2166ac", "vector": "#b2182b", "minimised": "#e08214",
          "noisy": "#762a83"}
 
 
@@ -34,7 +34,7 @@ def draw_errors(ax, rows):
         for i, name in enumerate(names):
             row, = of(rows, kicks=kind, name=name)
             low, high = row["over_told_ci"]
-            colour = GREYS[row["family"]]
+            colour = FAMILIES[row["family"]]
             ax.plot([i + offset] * 2, [low, high], color=colour, lw=1)
             ax.plot(i + offset, row["over_told"], marker, color=colour, ms=5,
                     mfc=colour if kind == "two" else "white")
@@ -45,15 +45,16 @@ def draw_errors(ax, rows):
            "filled: two outcomes, open: any direction; grey: within 10 %")
 
 
-def draw_capacity(ax, rows, kind, weight, title):
-    """Energy of right and wrong futures against d."""
-    mine = [row for row in of(rows, kicks=kind, family="vector", weight=weight)]
-    sizes = [row["size"] for row in mine]
+def draw_capacity(ax, rows, kind, ending, title):
+    """Energy of right and wrong futures against d, of the vectors whose names end like this."""
+    sizes = latent_model.SIZES
+    mine = [of(rows, kicks=kind, name=f"d = {size}, {ending}")[0] for size in sizes]
     for i, (key, label) in enumerate(CAPACITY.items()):
         style = "-" if key in ("energy", "energy_other") else "--"
         ax.loglog(sizes, [row[key] for row in mine], "o" + style, ms=4, color=hjepa.COLOURS[i],
                   label=label)
-    ax.set(title=title, xlabel="numbers in zeta, d", ylabel="energy (dashed: never happens)")
+    ax.set(title=title, xlabel="numbers in zeta, d", ylabel="energy (dashed: never happens)",
+           ylim=(3e-4, 4))
     ax.set_xticks(sizes, sizes)
     ax.minorticks_off()
 
@@ -96,25 +97,24 @@ def draw_map(ax, energy, kind, name, limits):
 
 def draw(rows, plans, arrays):
     """-> figure. Above: wells, errors, capacity, plans. Below: energy over the plane of kicks."""
-    figure, _ = hjepa.new_figure(1, 1, 22, 13)
+    figure, _ = hjepa.new_figure(1, 1, 27, 14)
     figure.clear()
-    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.15])
-    axes = above.subplots(1, 5)
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.5])
+    axes = above.subplots(1, 6)
     lines = {name: arrays[f"line/two/{name}"] for name in
              (f"K = {k}" for k in latent_model.COUNTS)}
     draw_wells(axes[0], arrays["line/kick"], lines)
     draw_errors(axes[1], rows)
-    draw_capacity(axes[2], rows, "ring", 0.0, "any direction, zeta free")
-    draw_capacity(axes[3], rows, "ring", latent_model.PENALTY, "any direction, zeta penalised")
-    axes[3].sharey(axes[2])
+    draw_capacity(axes[2], rows, "ring", "penalty", "any direction, zeta penalised")
+    draw_capacity(axes[3], rows, "ring", "free", "any direction, zeta free")
+    draw_capacity(axes[4], rows, "ring", "from scratch", "any direction, free, P from scratch")
     axes[2].legend(fontsize=7)
-    draw_plans(axes[4], plans)
+    draw_plans(axes[5], plans)
 
-    names = [variant.name for variant in latent_model.VARIANTS if variant.family != "told"]
-    table = [[name for name in names if name.startswith("K")] + ["d = 2, noisy"],
-             [name for name in names if name.endswith("free")],
-             [name for name in names if name.endswith("penalty")]]
-    grid = below.subplots(3, 10)
+    table = [[f"K = {count}" for count in latent_model.COUNTS] + ["d = 2, noisy"],
+             *[[f"d = {size}, {ending}" for size in latent_model.SIZES]
+               for ending in ("penalty", "free", "from scratch")]]
+    grid = below.subplots(4, 10)
     values = np.log10(np.concatenate([arrays[f"map/{kind}/{name}"].ravel() for kind in
                                       latent_world.KINDS for line in table for name in line]))
     limits = np.percentile(values, [1, 99])

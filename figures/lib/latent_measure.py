@@ -105,8 +105,7 @@ class Measured:
         """-> dict of numbers that JSON can hold, and zeta (n, d) of the right futures on the CPU,
         or None of the told one."""
         variant = network.variant
-        row = {"kicks": self.kind, "name": variant.name, "family": variant.family,
-               "size": variant.size, "weight": variant.weight}
+        row = {"kicks": self.kind, "name": variant.name, "family": variant.family}
         if variant.family == "told":
             errors = self.told_errors(network)
             row.update(error=errors.mean().item(), error_ci=stats.interval(errors.numpy()))
@@ -126,6 +125,7 @@ class Measured:
         row["energy"] = energies["right"].mean().item()
         for name in OTHERS:
             row[f"energy_{name}"] = energies[name].mean().item()
+        for name in ("twice", "body"):
             higher = (energies[name] > energies["right"]).float()
             row[f"apart_{name}"] = higher.mean().item()
         row.update(self.zeta_numbers(network, found))
