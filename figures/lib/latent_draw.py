@@ -22,8 +22,8 @@ def draw_wells(ax, line, energies):
         ax.semilogy(line, energy, color=hjepa.COLOURS[i], label=name)
     for kick in (-1, 1):
         ax.axvline(kick, color="0.6", lw=0.8, ls=":")
-    ax.set(title="two outcomes: energy from one future to the other", ylabel="energy",
-           xlabel="kick from left to right; dotted: the two in training")
+    ax.set(title="two outcomes: wells from one future to the other", ylabel="energy",
+           xlabel="true kick, from left to right (dotted: in training)")
     ax.legend(fontsize=8)
 
 
@@ -41,8 +41,8 @@ def draw_errors(ax, rows):
     ax.axhline(1, color="0.2", lw=0.8)
     ax.axhspan(0.9, 1.1, color="0.9")
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    ax.set(yscale="log", title="error of the best zeta over that of who is told the kick\n"
-           "filled: two outcomes, open: any direction; grey: within 10 %")
+    ax.set(yscale="log", title="error of the best zeta / of the told one (grey: within 10 %)\n"
+           "filled: two outcomes; open: any direction")
 
 
 def draw_capacity(ax, rows, kind, ending, title):
@@ -57,6 +57,20 @@ def draw_capacity(ax, rows, kind, ending, title):
            ylim=(3e-4, 4))
     ax.set_xticks(sizes, sizes)
     ax.minorticks_off()
+
+
+def draw_zeta(axes, arrays):
+    """Any direction: which zeta of 16 wins for which kick, and two numbers of zeta by kick."""
+    push = arrays["push/ring"]
+    direction = np.degrees(np.arctan2(push[:, 1], push[:, 0]))
+    number = arrays["zeta/ring/K = 16"][:, 0]
+    axes[0].scatter(direction, number, c=direction, cmap="twilight", s=7)
+    axes[0].set(title="any direction, K = 16: which zeta wins", ylabel="number of zeta",
+                xlabel="true kick, degrees", xticks=range(-180, 181, 90))
+    zeta = arrays["zeta/ring/d = 2, penalty"]
+    axes[1].scatter(zeta[:, 0], zeta[:, 1], c=direction, cmap="twilight", s=7)
+    axes[1].set(title="any direction, d = 2, penalty:\nzeta, coloured by the true kick",
+                xlabel="first number of zeta", ylabel="second number")
 
 
 def draw_plans(ax, plans):
@@ -96,20 +110,21 @@ def draw_map(ax, energy, kind, name, limits):
 
 
 def draw(rows, plans, arrays):
-    """-> figure. Above: wells, errors, capacity, plans. Below: energy over the plane of kicks."""
-    figure, _ = hjepa.new_figure(1, 1, 27, 14)
+    """-> figure. Above: wells, errors, zeta, capacity, plans. Below: energy over the plane of kicks."""
+    figure, _ = hjepa.new_figure(1, 1, 19, 18)
     figure.clear()
-    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.5])
-    axes = above.subplots(1, 6)
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.05])
+    axes = list(above.subplots(2, 4).flat)
     lines = {name: arrays[f"line/two/{name}"] for name in
              (f"K = {k}" for k in latent_model.COUNTS)}
     draw_wells(axes[0], arrays["line/kick"], lines)
     draw_errors(axes[1], rows)
-    draw_capacity(axes[2], rows, "ring", "penalty", "any direction, zeta penalised")
-    draw_capacity(axes[3], rows, "ring", "free", "any direction, zeta free")
-    draw_capacity(axes[4], rows, "ring", "from scratch", "any direction, free, P from scratch")
-    axes[2].legend(fontsize=7)
-    draw_plans(axes[5], plans)
+    draw_zeta(axes[2:4], arrays)
+    draw_capacity(axes[4], rows, "ring", "penalty", "any direction, zeta penalised")
+    draw_capacity(axes[5], rows, "ring", "free", "any direction, zeta free")
+    draw_capacity(axes[6], rows, "ring", "from scratch", "any direction, zeta free, P from scratch")
+    axes[4].legend(fontsize=7, loc="lower left")
+    draw_plans(axes[7], plans)
 
     table = [[f"K = {count}" for count in latent_model.COUNTS] + ["d = 2, noisy"],
              *[[f"d = {size}, {ending}" for size in latent_model.SIZES]
@@ -122,7 +137,7 @@ def draw(rows, plans, arrays):
         for axes_row, line in zip(grid, table):
             for ax, name in zip(axes_row[5 * half:], line):
                 image = draw_map(ax, arrays[f"map/{kind}/{name}"], kind, name, limits)
-    below.colorbar(image, ax=grid, label="log10 of the energy", shrink=0.6)
+    below.colorbar(image, ax=grid, label="log10 of the energy", shrink=0.5)
     below.suptitle("energy of the true futures of all kicks, over the plane of kicks: left, trained "
                    "on two outcomes (crosses); right, on any direction (dotted ring). "
                    "Dark: low. All dark: collapsed", fontsize=10)
