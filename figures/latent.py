@@ -19,8 +19,8 @@ rows, on test worlds:
                        twice as strong, another body kicked, another world
     apart_twice, _body share of worlds in which that other future has the higher energy
     kick_r2            of the hidden kick, guessed from zeta (by neighbours among validation worlds)
-    assigned           discrete zeta, two outcomes: share of test worlds in which zeta is on the side
-                       that it stands for on validation worlds; used: how many zetas ever win
+    assigned           discrete zeta, two outcomes: share of test worlds in which the kick is on the
+                       side that its zeta stands for on validation worlds; used: how many zetas win
     amortised          energy at the zeta that the encoder says, before any minimisation
     drawn, best_drawn  noisy: error of one future that is drawn, and of the best of 16
 
@@ -106,7 +106,8 @@ def plan_all(run, kind, networks, goals, args, kept):
               f"{rows[-1]['worst']:.3f}", flush=True)
     worst, mean = outcomes["worst over zeta"], outcomes["mean over zeta"]
     difference = {"kicks": kind}
-    for how, a, b in (("mean", worst.mean(1), mean.mean(1)), ("worst", worst.amax(1), mean.amax(1))):
+    pairs = {"mean": (worst.mean(1), mean.mean(1)), "worst": (worst.amax(1), mean.amax(1))}
+    for how, (a, b) in pairs.items():
         difference[how], difference[how + "_ci"] = stats.paired_interval(a.numpy(), b.numpy())
     return rows, difference
 

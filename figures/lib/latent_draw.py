@@ -94,7 +94,8 @@ def draw_plans(ax, plans):
 
 
 def draw_map(ax, energy, kind, name, limits):
-    """Energy of the futures of all kicks, on a common scale of colours; white: kicks in training."""
+    """Energy of the futures of all kicks, in colours common to all maps; white: the kicks of
+    training."""
     edge = latent_measure.REACH
     image = ax.imshow(np.log10(energy), origin="lower", extent=[-edge, edge, -edge, edge],
                       cmap="viridis", vmin=limits[0], vmax=limits[1])
@@ -110,7 +111,8 @@ def draw_map(ax, energy, kind, name, limits):
 
 
 def draw(rows, plans, arrays):
-    """-> figure. Above: wells, errors, zeta, capacity, plans. Below: energy over the plane of kicks."""
+    """-> figure. Above: wells, errors, zeta, capacity, plans. Below: energy over the plane of
+    kicks."""
     figure, _ = hjepa.new_figure(1, 1, 19, 18)
     figure.clear()
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.05])
@@ -138,7 +140,7 @@ def draw(rows, plans, arrays):
             for ax, name in zip(axes_row[5 * half:], line):
                 image = draw_map(ax, arrays[f"map/{kind}/{name}"], kind, name, limits)
     below.colorbar(image, ax=grid, label="log10 of the energy", shrink=0.5)
-    below.suptitle("energy of the true futures of all kicks, over the plane of kicks: left, trained "
-                   "on two outcomes (crosses); right, on any direction (dotted ring). "
+    below.suptitle("energy of the true futures of all kicks, over the plane of kicks: left, "
+                   "trained on two outcomes (crosses); right, on any direction (dotted ring). "
                    "Dark: low. All dark: collapsed", fontsize=10)
     return figure

@@ -132,8 +132,8 @@ class Measured:
         return row, found.cpu()
 
     def zeta_numbers(self, network, found):
-        """found: zeta (n, d) of the right test futures -> dict: what zeta says of the true kick, and
-        what a family has beside."""
+        """found: zeta (n, d) of the right test futures -> dict: what zeta says of the true kick,
+        and what a family has beside."""
         variant = network.variant
         numbers = {}
         kicked, t = self.kicked["validation"], self.t["validation"]
@@ -196,8 +196,8 @@ class Measured:
         return found
 
     def line_of(self, networks):
-        """-> kicks (LINE,) from left to right, in sizes, and dict name -> energy (LINE,) of the true
-        futures of these kicks: a mean over worlds, of discrete zetas."""
+        """-> kicks (LINE,) from left to right, in sizes, and dict name -> energy (LINE,) of the
+        true futures of these kicks: a mean over worlds, of discrete zetas."""
         axis = torch.linspace(-REACH, REACH, LINE)
         pushes = torch.stack([latent_world.SIZE * axis, torch.zeros(LINE)], 1)
         bases, forces, t = self.first_worlds(pushes, WORLDS_ON_LINE)

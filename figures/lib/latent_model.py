@@ -1,7 +1,7 @@
 r"""Predictors with a latent variable: what cannot be known is chosen so that the future fits.
 
-LeCun 2022, sections 4.4 and 4.8 (his z is zeta here, since z is an embedding). With p, what the
-run's frozen P1 expects from the clip that is seen and the force f, and t, the embedding of a future:
+LeCun 2022, sections 4.4 and 4.8 (his z is zeta here, since z is an embedding). Let p be what the
+run's frozen P1 expects from the clip that is seen and the force f, and t the embedding of a future:
 
     energy(future) = min over zeta of  D(t, P(p, f, zeta)) + weight R(zeta)
 
@@ -15,8 +15,8 @@ beside the force. What zeta may be is the family:
     noisy        the encoder gives mean and deviation, zeta is drawn; R = -log N(0, 1), as in a VAE
 
 "from scratch": p is z1, the embedding of the clip that is seen. The predictor has to learn what P1
-knows, and can choose to read the future from zeta instead: LeCun's thought experiment of a predictor
-that copies zeta.
+knows, and can choose to read the future from zeta instead, as in LeCun's thought experiment of a
+predictor that copies zeta.
 
 When a penalty R has a weight, the weights that read zeta are penalised as well. Otherwise the
 network would make zeta small and those weights large, and R would not limit anything.
@@ -128,8 +128,8 @@ class Discrete(Latent):
 
 
 class Vector(Latent):
-    """zeta is a vector. With an encoder of (p, t) it is amortised in training, otherwise it is found
-    by gradient descent. Energies are always measured by gradient descent."""
+    """zeta is a vector. In training it is amortised, found by an encoder of (p, t), or, without an
+    encoder, by gradient descent. Energies are always measured by gradient descent."""
 
     def __init__(self, latent, actions, variant, outputs=1):
         super().__init__(latent, actions, variant, variant.size)
@@ -265,8 +265,8 @@ def build(settings):
 
 
 def joint_loss(networks, bases, forces, t, push, noise):
-    """bases: a dict as latent_world.bases gives -> the sum of all losses, and a dict of D by name: a
-    training of each, since they share no weights."""
+    """bases: a dict as latent_world.bases gives -> the sum of all losses, and a dict of D by name.
+    It is a training of each one, since they share no weights."""
     total = t.new_zeros(())
     terms = {}
     for name, network in networks.items():

@@ -82,7 +82,7 @@ def fly(world, clip, goal, forces, pushes):
 
 
 def try_planner(planner, run, networks, kind, goals, device):
-    """goals: what hjepa.make_goals gives -> final distances (n, M, bodies) on the CPU, under M kicks.
+    """goals: what hjepa.make_goals gives -> final distances (n, M, bodies) under M kicks, CPU.
 
     The told one plans anew for each kick; the others cannot.
     """

@@ -75,7 +75,7 @@ def draw(world, config, n, kind, seed, purpose, device):
 
 @torch.no_grad()
 def bases(model, world, clip, forces, chunk=4096):
-    """clip (N, T, bodies, 4), forces (N, A) -> dict of what a predictor can start from, (N, D) each:
+    """clip (N, T, bodies, 4), forces (N, A) -> dict of what a predictor can start from, (N, D):
 
     seen      z1, the shallow embedding of the clip
     expected  P1's prediction of the next clip. The run has never seen a kick, so this is what comes
