@@ -90,7 +90,8 @@ def draw_plans(ax, plans):
                   fontsize=8)
     ax.set(title="plans under a hidden kick: error at the goal,\nmean over kicks; tick: worst kick",
            ylabel="half boxes, mean over bodies")
-    ax.legend(fontsize=8)
+    ax.margins(y=0.25)
+    ax.legend(fontsize=8, loc="upper right", ncols=2)
 
 
 def draw_map(ax, energy, kind, name, limits):
@@ -125,7 +126,7 @@ def draw(rows, plans, arrays):
     draw_capacity(axes[4], rows, "ring", "penalty", "any direction, zeta penalised")
     draw_capacity(axes[5], rows, "ring", "free", "any direction, zeta free")
     draw_capacity(axes[6], rows, "ring", "from scratch", "any direction, zeta free, P from scratch")
-    axes[4].legend(fontsize=7, loc="lower left")
+    axes[4].legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 0.62))
     draw_plans(axes[7], plans)
 
     table = [[f"K = {count}" for count in latent_model.COUNTS] + ["d = 2, noisy"],
