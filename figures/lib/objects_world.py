@@ -80,13 +80,14 @@ class Boxes:
 
     masses (N, bodies), or (1, bodies) for any number of worlds.  tells: what a model is told beside
     states, of "mass" and "force".  objects: whether it sees them as `observe` does, else as
-    hjepa.World does.  free (N, A): 0 for the numbers of a force that are always 0, else 1.
+    hjepa.World does.  believed: the masses that it is told, if they are not the true ones.
+    free (N, A): 0 for the numbers of a force that are always 0, else 1.
     The simulator runs on the CPU: in small groups it is launched faster there.
     """
 
-    def __init__(self, config, masses, tells=(), objects=True, free=None):
-        self.config = config
+    def __init__(self, config, masses, tells=(), objects=True, believed=None, free=None):
         self.masses = masses
+        self.believed = masses if believed is None else believed
         self.tells = tells
         self.objects = objects
         self.free = free
@@ -127,7 +128,7 @@ class Boxes:
             return hjepa.World.observe(None, states)
         masses = None
         if "mass" in self.tells:
-            masses = self.masses[0] if len(self.masses) == 1 else self.masses
+            masses = self.believed[0] if len(self.believed) == 1 else self.believed
         return observe(states, masses, forces if "force" in self.tells else None, self.force_limit)
 
     def now(self, states):
