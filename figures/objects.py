@@ -217,7 +217,7 @@ def draw(plans, surprise, masses):
     hidden = [row for row in masses if row["model"] == "hidden"]
     at = np.arange(len(hidden))
     for shift, column, colour in ((-0.2, "embedding", COLOURS["hidden"]), (0.2, "clip", "0.7")):
-        read.barh(at + shift, [max(0, row[column]) for row in hidden], 0.38, color=colour,
+        read.barh(at + shift, [max(0, row[column] or 0) for row in hidden], 0.38, color=colour,
                   label=column)
     read.axvline(0.9, color="0.5", lw=0.8, ls=":")
     read.set_yticks(at, [row["situation"] for row in hidden], fontsize=8)
@@ -242,7 +242,8 @@ def measure(args, run, home, rows):
     for row in surprise:
         print(f"pass-through, {row['model']:>6}, {row['level']}: {row['share']:6.1%} of pairs")
     for row in masses:
-        print(f"log mass, {row['model']:>6}, {row['situation']}: R2 {row['embedding']:.3f}")
+        score = "too few bodies" if row["embedding"] is None else f"R2 {row['embedding']:.3f}"
+        print(f"log mass, {row['model']:>6}, {row['situation']}: {score}")
     last = [{"model": name, **{key: value for key, value in found[-1].items() if key in
              ("epoch", "short_error", "macro_error", "std_min", "rank", "seconds")}}
             for name, found in rows.items()]

@@ -93,6 +93,7 @@ def pass_through(seer, n, device):
 
 # ---- masses
 
+FEWEST = 16                                     # bodies behind an R2
 SITUATIONS = ("no force, no contact yet", "a contact, no force yet", "a clip of pushing",
               "pushing, then 5 clips imagined", "no force, then 5 clips imagined")
 
@@ -139,7 +140,8 @@ def mass_samples(seer, n, seed, device, chunk=1024):
 
 def mass_rows(name, seer, n, device):
     """-> a row per situation: R2 of log mass on test worlds, read linearly from a body's embedding
-    and from what was seen of it in the clip; maps are fitted on worlds of the training seed."""
+    and from what was seen of it in the clip; None where hardly a body is in the situation. Maps are
+    fitted on worlds of the training seed."""
     config = seer.run.config
     sets = [mass_samples(seer, count, seed, device)
             for count, seed in ((4 * n, config.seed), (n, config.validation_seed),
@@ -147,11 +149,14 @@ def mass_rows(name, seer, n, device):
     rows = []
     for situation in SITUATIONS:
         (z, raw, mass), validation, test = (one[situation] for one in sets)
-        row = {"model": name, "situation": situation, "bodies": len(test[2])}
+        row = {"model": name, "situation": situation, "bodies": len(test[2]), "embedding": None,
+               "clip": None}
+        rows.append(row)
+        if min(len(mass), len(validation[2]), len(test[2])) < FEWEST:
+            continue
         for column, (train, other, judged) in {"embedding": (z, validation[0], test[0]),
                                                "clip": (raw, validation[1], test[1])}.items():
             weight, offset = hjepa.ridge((train, mass), (other, validation[2]))
             guess = judged.double() @ weight + offset
             row[column] = hjepa.r2(guess, test[2].double()).item()
-        rows.append(row)
     return rows

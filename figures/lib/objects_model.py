@@ -13,6 +13,11 @@ import torch.nn.functional as F
 from lib import objects_world as worlds
 
 
+# By how much a force changes a velocity from frame to frame, in observed units, roughly. Contacts
+# change it by far more.
+STEP = 0.07
+
+
 def by_body(z, size):
     """z (N, bodies size) -> (N, bodies, size)."""
     return z.unflatten(-1, (-1, size))
@@ -21,11 +26,12 @@ def by_body(z, size):
 class Messages(nn.Module):
     """x (N, bodies, W) -> (N, bodies, W): attention of each body to each other one.
 
-        sum over j != i of gate_ij gelu(A x_i + B x_j),    gate_ij = sigmoid(q_i . k_j / sqrt(d))
+        sum over j != i of gate_ij mlp(A x_i + B x_j),    gate_ij = sigmoid(q_i . k_j / sqrt(d))
 
     DEVIATION from hjepa.Block: what body j tells body i depends on both, as in an interaction
     network (Battaglia 2016), since a contact does. And a gate is a sigmoid, not a softmax over j: a
-    body may listen to none, and it listens to one no less when there are more of them.
+    body may listen to none, and it listens to one no less when there are more of them. Only the
+    gates see normalised numbers: a norm would blur how far two bodies are apart.
     """
 
     def __init__(self, width, heads):
@@ -33,18 +39,23 @@ class Messages(nn.Module):
         self.heads = heads
         self.scale = (width // heads) ** -0.5
         self.norm = nn.LayerNorm(width)
-        self.ask = nn.Linear(width, 4 * width)
+        self.meet = nn.Linear(width, 2 * width)
+        self.ask = nn.Linear(width, 2 * width)
+        self.tell = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x):
         bodies = x.shape[1]
-        mine, theirs, q, k = self.ask(self.norm(x)).chunk(4, -1)
+        q, k = self.ask(self.norm(x)).chunk(2, -1)
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)             # (N, heads, bodies, d)
         k = k.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         gate = ((q * self.scale) @ k.transpose(-1, -2)).sigmoid()         # (N, heads, i, j)
         other = 1 - torch.eye(bodies, dtype=gate.dtype, device=gate.device)
         gate = (gate * other).permute(0, 2, 3, 1)                         # (N, i, j, heads)
+
+        mine, theirs = self.meet(x).chunk(2, -1)
         told = F.gelu(mine[:, :, None] + theirs[:, None])                 # (N, i, j, W)
+        told = F.gelu(self.tell(told))
         told = told.unflatten(-1, (self.heads, -1)) * gate[..., None]
         return self.out(told.sum(2).flatten(2))
 
@@ -53,15 +64,19 @@ class Encoder(nn.Module):
     """clip (N, T, PER_BODY bodies) -> shallow and deep embedding (N, bodies D).
 
     A token is a body in a clip: its frames side by side. Messages run over bodies, in blocks as
-    those of hjepa.Encoder, which this one follows but for the token.
+    those of hjepa.Encoder, which this one follows but for the token. The changes of velocity from
+    frame to frame, in units of STEP, are given beside the frames: masses are read from them.
     """
 
     def __init__(self, frames, latent, width, depth, shallow_depth, heads, mlp_ratio):
         super().__init__()
-        numbers = worlds.PER_BODY - 2           # pairs whose absolute value is read count once
-        self.embed = nn.Sequential(nn.Linear(frames * numbers, mlp_ratio * width),
+        wide = mlp_ratio * width
+        # Two pairs are read as one number each, two changes of velocity are added.
+        self.embed = nn.Sequential(nn.Linear(frames * worlds.PER_BODY, wide),
                                    nn.GELU(),
-                                   nn.Linear(mlp_ratio * width, width))
+                                   nn.Linear(wide, wide),
+                                   nn.GELU(),
+                                   nn.Linear(wide, width))
         blocks = [Block(width, heads, mlp_ratio) for _ in range(depth)]
         self.lower = nn.ModuleList(blocks[:shallow_depth])
         self.upper = nn.ModuleList(blocks[shallow_depth:])
@@ -72,7 +87,11 @@ class Encoder(nn.Module):
         """clip (N, T, F) -> tokens (N, bodies, W) after the lower blocks."""
         seen = clip.unflatten(-1, (-1, worlds.PER_BODY))                  # (N, T, bodies, 10)
         codes = seen[..., worlds.MASS.start::2].abs()
-        seen = torch.cat([seen[..., :worlds.MASS.start], codes], -1)
+        velocity = seen[..., 2:4]
+        change = (velocity[:, 1:] - velocity[:, :-1]) / STEP
+        change = F.pad(change.clamp(-5, 5), (0, 0, 0, 0, 1, 0))           # none in the first frame
+        change = change * (1 - codes[..., 1:])                            # nor in a hidden one
+        seen = torch.cat([seen[..., :worlds.MASS.start], codes, change], -1)
         x = self.embed(seen.transpose(1, 2).flatten(2))
         for block in self.lower:
             x = block(x)
