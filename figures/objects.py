@@ -6,8 +6,10 @@
 A token is a body in a clip. Encoders, predictors and the first guess have weights that all bodies
 share, and bodies send messages to each other; each is modulated by its own force; VICReg acts on
 the embeddings of single bodies (lib/objects_model.py). Objective, loop, searches and all settings
-are those of the run, which must have been trained for as many epochs to be compared. Four are
-trained, in RUN/objects:
+are those of the run, which must have been trained for as many epochs to be compared. But a batch
+is half as large, and an epoch has twice as many steps: VICReg has three samples, the bodies, of
+each sequence, and a quarter of the dimensions to decorrelate. --batch sets it. Four are trained, in
+RUN/objects:
 
     plain    the run's own sequences; masses are told
     masked   the same; in half of the sequences all frames but the first of one body are hidden from
@@ -249,7 +251,9 @@ def measure(args, run, home, rows):
             for name, found in rows.items()]
     sizes = {name: sum(p.numel() for p in seers[name].run.model.parameters())
              for name in ("run", "plain")}
-    summary = {"epochs_of_objects": args.epochs, "parameters": sizes, "trainings": last,
+    summary = {"epochs_of_objects": args.epochs,
+               "batch": {"run": run.config.batch, "objects": seers["plain"].run.config.batch},
+               "parameters": sizes, "trainings": last,
                "n_contact": int(cases["own"]["contact"].sum()), "plans": plans,
                "against_run": differences(cases, errors), "surprise": surprise, "masses": masses}
     arrays = {"/".join(key): found.numpy() for key, found in errors.items()}
@@ -261,6 +265,7 @@ def make_parser():
                              goals=(200, "test goals of each case"),
                              pairs=(200, "pairs of films"), n=(4096, "test worlds behind R2"),
                              together=(50, "goals that are searched side by side"))
+    parser.add_argument("--batch", type=int, help="sequences per step (default: half the run's)")
     parser.add_argument("--only", nargs="+", choices=objects_runs.KINDS, metavar="NAME",
                         help="train these and measure nothing: a process each may do so")
     return parser

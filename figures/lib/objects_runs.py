@@ -27,6 +27,12 @@ def home_of(run):
     return hjepa.default_out(run).parent / "objects"
 
 
+def config_of(run, args):
+    """-> Config of all trainings: the run's, but for the epochs and the size of a batch."""
+    batch = args.batch or max(2, run.config.batch // 2)
+    return dataclasses.replace(run.config, epochs=args.epochs, batch=batch)
+
+
 def settings_of(name, config):
     """-> a dict that tells a training from others: its name and all settings that matter to it."""
     settings = dataclasses.asdict(config)
@@ -92,7 +98,7 @@ def train(name, run, home, args):
     hjepa.train is not used: it looks at a world of fixed masses after each epoch, and here masses
     may differ from world to world. Its loop, batches and schedule are.
     """
-    config = dataclasses.replace(run.config, epochs=args.epochs)
+    config = config_of(run, args)
     path = home / f"{name}.pt"
     model = objects_model.build(config).to(args.device)
     saved = read(path, name) if path.exists() else None
@@ -115,7 +121,7 @@ def train(name, run, home, args):
 
 def load(name, run, home, args):
     """-> cli.Run of a training that has ended."""
-    config = dataclasses.replace(run.config, epochs=args.epochs)
+    config = config_of(run, args)
     saved = read(home / f"{name}.pt", name)
     model = objects_model.build(config)
     model.load_state_dict(saved["model"])
