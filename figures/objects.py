@@ -26,7 +26,7 @@ RUN/objects:
              The run's model cannot take another number of bodies, and cannot be told masses.
              "told, all 2" is told a wrong mass for each body: what knowing is worth.
     against_run   differences on the same goals, with paired intervals
-    surprise      share of pairs of films in which passing through surprises more (figures/surprise.py)
+    surprise      share of pairs of films in which passing through surprises more, as in surprise.py
     masses        R2 of log mass, read linearly from the embedding of a body, and from the clip
 
 success, strict: the worst body within 0.1, 0.05; mean_body: the mean within 0.1. Trainings and

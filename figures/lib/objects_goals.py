@@ -78,8 +78,8 @@ def of_contacts(config, n):
         if found >= n:
             break
     else:
-        raise hjepa.Refusal(f"only {found} goals of bodies that a contact moves were found, {n} are "
-                            "wanted: lower --goals")
+        raise hjepa.Refusal(f"only {found} goals of bodies that a contact moves were found, and "
+                            f"{n} are wanted: lower --goals")
     whole = [torch.cat(part)[:n] for part in zip(*parts)]
     clip, goal, forces, contact, body, free = whole
     return {"clip": clip, "goal": goal, "forces": forces, "contact": contact, "matters": contact,

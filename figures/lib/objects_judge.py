@@ -88,7 +88,8 @@ def pass_through(seer, n, device):
         error1, error2 = surprises.film_surprise(seer.run, boxes, pairs.clip, film, forces, device)
         short.append(error1[range(n), clip])
         macro.append(error2)
-    return {"short": surprises.wins(short[1], short[0]), "macro": surprises.wins(macro[1], macro[0])}
+    levels = {"short": short, "macro": macro}
+    return {level: surprises.wins(broken, lawful) for level, (lawful, broken) in levels.items()}
 
 
 # ---- masses

@@ -207,8 +207,9 @@ class Objects(hjepa.HJEPA):
         self.bridge = EachBody(self.latent)
         self.lift = EachBody(self.latent)
         if config.guess_width > 0:
-            self.guess = FirstGuess(self.latent, config.event_clips, half(config.guess_width, heads),
-                                    heads, config.guess_gradient)
+            width = half(config.guess_width, heads)
+            self.guess = FirstGuess(self.latent, config.event_clips, width, heads,
+                                    config.guess_gradient)
 
 
 def half(width, heads):

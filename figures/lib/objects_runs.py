@@ -23,7 +23,7 @@ VALIDATION = 1024                               # sequences that are looked at a
 
 
 def home_of(run):
-    """Run directory or checkpoint file -> the folder of its trainings; not beside packed weights."""
+    """Run directory or checkpoint file -> where its trainings lie, not beside packed weights."""
     return hjepa.default_out(run).parent / "objects"
 
 

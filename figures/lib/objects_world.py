@@ -156,7 +156,8 @@ def run_data(config, device, masked):
 
 
 def film(config, masses, n, gen):
-    """n sequences of one world -> states (n, K, T, bodies, 4), forces (n, K, A), contacts (n, K, T).
+    """n sequences of one world -> states (n, K, T, bodies, 4), forces (n, K, A) and contacts
+    (n, K, T).
 
     Force k acts in clip k. In every other sequence none acts in clip 0: so much is then known, and
     no more, before the first force.
