@@ -95,7 +95,9 @@ def pass_through(seer, n, device):
 # ---- masses
 
 FEWEST = 16                                     # bodies behind an R2
+# The last two are of a prediction, P1 rolled out: is a mass that was found out remembered?
 SITUATIONS = ("no force, no contact yet", "a contact, no force yet", "a clip of pushing",
+              "a clip of pushing, deep tap", "three clips of pushing, mean",
               "pushing, then 5 clips imagined", "no force, then 5 clips imagined")
 
 
@@ -107,7 +109,7 @@ def struck(states):
 
 
 @torch.no_grad()
-def mass_samples(seer, n, seed, device, chunk=1024):
+def mass_samples(seer, n, seed, device):
     """n sequences of drawn masses -> dict situation -> (embeddings of bodies (M, D), what was seen
     of them (M, T PER_BODY), log2 of their masses (M, 1)), of the bodies that are in it."""
     config = seer.run.config
@@ -121,18 +123,22 @@ def mass_samples(seer, n, seed, device, chunk=1024):
         told = masses[i] if "mass" in seer.tells else None
         obs = worlds.observe(states, told, forces, config.force_limit).to(device)
         first, _ = model.context(obs[:, 0])
-        later, _ = model.context(obs[:, 1])
+        later, deep = model.context(obs[:, 1])
+        three = torch.stack([later, *[model.context(obs[:, k])[0] for k in (2, 3)]]).mean(0)
         imagined = model.rollout(first, forces[:, 1:].to(device))[:, -1]
         idle = (forces[:, 0] == 0).all(1)[:, None]
         hit = struck(states[:, 0])
         alone = ~contacts[:, 1].any(1)[:, None].expand_as(hit)
+        long_alone = ~contacts[:, 1:4].flatten(1).any(1)[:, None].expand_as(hit)
         calm = ~contacts[:, 0].any(1)[:, None].expand_as(hit)
-        whose = (idle & ~hit & calm, idle & hit, alone, ~idle & calm, idle & calm)
-        z = (first, first, later, imagined, imagined)
-        seen = (obs[:, 0], obs[:, 0], obs[:, 1], obs[:, 0], obs[:, 0])
+        whose = (idle & ~hit & calm, idle & hit, alone, alone, long_alone, ~idle & calm,
+                 idle & calm)
+        z = (first, first, later, deep, three, imagined, imagined)
+        clips = (0, 0, 1, 1, 1, 0, 0)
         target = masses[i].log2().expand(len(states), -1)
-        for situation, who, what, raw in zip(SITUATIONS, whose, z, seen):
-            raw = raw.unflatten(-1, (-1, worlds.PER_BODY)).transpose(1, 2).flatten(2).cpu()
+        for situation, who, what, clip in zip(SITUATIONS, whose, z, clips):
+            raw = obs[:, clip].unflatten(-1, (-1, worlds.PER_BODY))
+            raw = raw.transpose(1, 2).flatten(2).cpu()
             bodies = objects_model.by_body(what, model.latent).cpu()
             found[situation].append((bodies[who], raw[who], target[who][:, None]))
     return {situation: [torch.cat(part) for part in zip(*parts)]
