@@ -109,7 +109,7 @@ def plan_rows(cases, errors):
     rows = []
     for (name, model, planner), found in errors.items():
         row = {"case": name, "model": model, "planner": planner, **goals.summary(found[None])}
-        for column in ("strict_ci", "error_ci"):
+        for column in ("strict_ci", "error", "error_ci"):
             row.pop(column)
         if name == "own":
             for part in STRATA:
@@ -207,11 +207,10 @@ def draw(plans, surprise, masses):
     draw_plans(own, parts, "reached", closed, STRATA, "goals reached, worst body, closed loop")
     draw_plans(contact, plans, "that_body", closed, ["contact only"],
                "the body that only a contact can move gets there")
-    drawing.bars(passing, {model: [row for row in surprise if row["model"] == model]
-                           for model in ("run", "plain", "masked")}, ["short", "macro"], "share")
+    levels = [{**row, "case": row["level"], "planner": closed} for row in surprise]
+    draw_plans(passing, levels, "share", closed, ("short", "macro"),
+               "passing through surprises more (chance: 0.5)")
     passing.axhline(0.9, color="0.5", lw=0.8, ls=":")
-    passing.set(title="passing through surprises more (chance: 0.5)", ylim=(0, 1.02))
-    passing.legend(fontsize=7)
     draw_plans(bodies, plans, "mean_body", closed, list(BODIES),
                "other numbers of bodies: goals, mean body")
     draw_plans(other, plans, "mean_body", closed, [*MASSES, "drawn masses"],
