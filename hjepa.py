@@ -187,7 +187,7 @@ class World:
     them as constants, since bodies keep their order.  radius: of a body of mass 1; area is
     proportional to mass.
     dt: seconds from frame to frame.  substeps: simulator steps per frame.
-    force_limit: the largest force per body and axis.
+    force_limit: the largest force per body and axis.  actions: A, numbers in a force.
     contacts: False lets bodies pass through each other.
 
     A contact is exact, at any speed and under any force, as long as a body has only one in a
@@ -202,6 +202,7 @@ class World:
         self.dt = dt
         self.substeps = substeps
         self.force_limit = force_limit
+        self.actions = 2 * len(self.masses)
         self.contacts = contacts
 
     def reset(self, n, gen, speed=0.3, device="cpu"):
@@ -254,8 +255,7 @@ class World:
 
     def random_forces(self, n, clips, gen, device="cpu"):
         """-> forces (n, clips, A), uniform in [-force_limit, force_limit]."""
-        numbers = 2 * len(self.masses)
-        unit = torch.rand(n, clips, numbers, generator=gen)
+        unit = torch.rand(n, clips, self.actions, generator=gen)
         forces = (2 * unit - 1) * self.force_limit
         return forces.to(device)
 
@@ -899,27 +899,34 @@ def better_of(plan, cost, other, other_cost):
 
 
 @torch.no_grad()
-def cem(cost, mean, std, gens, *, samples=100, iterations=6, elites=10,
-        low=-2.0, high=2.0, floor=0.02):
+def cem(cost, mean, std, gens, *, low, high, samples=100, iterations=6, elites=10, floor=0.02):
     """cost: plans (B, S, K, A) -> (B, S); start mean, std (B, K, A) -> best plan, its cost (B,).
 
     B goals are searched side by side. Any cost will do, of any model or none. low, high: bounds of
-    each force. floor, in the same units, is added to each fitted deviation.
+    a force, two numbers or two tensors (A,). floor, in the same units, is added to each fitted
+    deviation.
     - Goal b draws its noise from the CPU generator gens[b]: the same noise on every device, and
       whatever other goals there are.
     - A cost of NaN counts as infinitely bad.
     - The mean competes with the samples, so a good start is never lost.
     - The best plan ever seen is returned.
-    ValueError unless 1 < elites <= samples (one elite has no deviation) and each goal has a
-    generator.  needs: better_of
+    ValueError unless 1 < elites <= samples (one elite has no deviation), low < high and each goal
+    has a generator; and if every cost is NaN.  needs: better_of
     """
     if not 1 < elites <= samples:
         raise ValueError(f"elites must be more than 1 and at most {samples} samples, got {elites}")
+    if isinstance(gens, torch.Generator):
+        raise ValueError("gens is one generator: give a list, [gens] for one goal")
     if len(gens) != len(mean):
         raise ValueError(f"{len(mean)} goals need as many generators, got {len(gens)}")
+    if not (torch.as_tensor(low) < torch.as_tensor(high)).all():
+        raise ValueError(f"low must be below high, got {low} and {high}")
+    usable = torch.zeros((), dtype=torch.bool, device=mean.device)        # was any cost a number?
 
     def safe_cost(plans):
-        return cost(plans).nan_to_num(nan=math.inf, posinf=math.inf)
+        costs = cost(plans)
+        usable.logical_or_(costs.isnan().logical_not().any())
+        return costs.nan_to_num(nan=math.inf, posinf=math.inf)
 
     mean = mean.clamp(low, high)
     best = mean
@@ -946,6 +953,8 @@ def cem(cost, mean, std, gens, *, samples=100, iterations=6, elites=10,
 
     # The last mean has not been tried yet. It is the centre of the elites, so it often is the best.
     mean_cost = safe_cost(mean[:, None])[:, 0]
+    if not usable:
+        raise ValueError("every cost is NaN: look for NaN in the weights, the clip and the goal")
     return better_of(best, best_cost, mean, mean_cost)
 
 
@@ -980,22 +989,28 @@ def macro_cost(model, clip, goal):
 
 
 @torch.no_grad()
-def first_guess(model, clip, goal, left, limit=2.0):
+def first_guess(model, clip, goal, left, limit=2.0, symmetries=True):
     """clip, goal (B, T, F), clips left until the goal -> forces (B, left, A), without a search.
 
-    The network is asked in each of the box's 8 symmetries, and its answers are averaged. left may
-    not be more than the clips of a macro-event.  needs: reflect
+    The network is asked in each of the box's 8 symmetries, and its answers are averaged. Where
+    numbers are no pairs (x, y), symmetries=False asks once. left may not be more than the clips of
+    a macro-event.  needs: reflect
     """
+    def ask(clip, goal):
+        z1, z2 = model.context(clip)
+        t1, _ = model.target(goal)
+        clips_left = torch.full((len(clip),), left, device=clip.device)
+        return model.guess(z1, z2, t1, clips_left)[:, :left]
+
+    if not symmetries:
+        return ask(clip, goal).clamp(-limit, limit)
     answers = []
     for number in range(8):
         digits = [number % 2, number // 2 % 2, number // 4]               # binary: flip x, y, swap
         mirror = torch.tensor(digits, device=clip.device) == 1
         mirror = mirror.expand(len(clip), 3)
         flip, swap = mirror[:, :2], mirror[:, 2]
-        z1, z2 = model.context(reflect(clip, flip, swap))
-        t1, _ = model.target(reflect(goal, flip, swap))
-        clips_left = torch.full_like(swap, left, dtype=torch.long)
-        forces = model.guess(z1, z2, t1, clips_left)[:, :left]
+        forces = ask(reflect(clip, flip, swap), reflect(goal, flip, swap))
         # Back again: what was flipped after the swap is flipped first now.
         back = torch.where(swap[:, None], flip.flip(-1), flip)
         answers.append(reflect(forces, back, swap))
@@ -1032,22 +1047,32 @@ def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, cl
               guess_std=0.05, **budget):
     """Open loop: plan once, then apply all forces.
 
-    clip (B, T, bodies, 4): the clip that is seen now.  clips: how many clips ahead the goal is.
+    world: a World, or a simulator of your own. It must offer
+        actions                     A, numbers in a force
+        force_limit                 the largest of each: a number, or a tensor (A,)
+        rollout(state, forces, clip_frames) -> states, anything else
+    with state (B, ...), forces (B, K, A) and states (B, K clip_frames, ...), one per frame.
+    clip (B, T, ...): the states of the clip that is seen now; (B, T, bodies, 4) in a World.
+    clips: how many clips ahead the goal is.
     cost_to_go(clip, clips left) -> the cost that `cem` minimises, for example short_cost on
     world.observe(clip).  gens: one CPU generator per goal.
     guess(clip, clips left) -> forces (B, left, A) to start the search from, or None; without it the
     search starts from no force.
     init_std: first deviation of a search, guess_std: of one that starts from a guess, both in force
     limits.  budget: samples, iterations, elites of `cem`.
-    -> states (B, clips clip_frames, bodies, 4), forces (B, clips, A).  needs: cem, better_of
+    -> states (B, clips clip_frames, ...), forces (B, clips, A). ValueError if a guess has another
+    shape.  needs: cem, better_of
     """
     limit = world.force_limit
-    mean = guess(clip, clips) if guess is not None else None
-    deviation = guess_std
-    if mean is None:
-        mean = clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
-        deviation = init_std
-    std = torch.full_like(mean, deviation * limit)
+    mean = clip.new_zeros(len(clip), clips, world.actions)
+    fresh = guess(clip, clips) if guess is not None else None
+    deviation = init_std
+    if fresh is not None:
+        if fresh.shape != mean.shape:
+            raise ValueError(f"a guess is {tuple(fresh.shape)}, a plan is {tuple(mean.shape)}")
+        mean = fresh
+        deviation = guess_std
+    std = torch.ones_like(mean) * (deviation * limit)
     cost = cost_to_go(clip, clips)
     forces, _ = cem(cost, mean, std, gens, low=-limit, high=limit, **budget)
     states, _ = world.rollout(clip[:, -1], forces, clip_frames)
@@ -1065,16 +1090,18 @@ def replan(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_
     needs: cem, better_of, cheaper_of
     """
     limit = world.force_limit
-    mean = clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
+    mean = clip.new_zeros(len(clip), clips, world.actions)
     states, forces = [], []
     for left in range(clips, 0, -1):
         cost = cost_to_go(clip, left)
         fresh = guess(clip, left) if guess is not None else None
         deviation = init_std
         if fresh is not None:
+            if fresh.shape != mean.shape:
+                raise ValueError(f"a guess is {tuple(fresh.shape)}, a plan is {tuple(mean.shape)}")
             mean = cheaper_of(cost, mean, fresh)
             deviation = guess_std
-        std = torch.full_like(mean, deviation * limit)
+        std = torch.ones_like(mean) * (deviation * limit)
         plan, _ = cem(cost, mean, std, gens, low=-limit, high=limit, **budget)
         force = plan[:, :1]
         clip, _ = world.rollout(clip[:, -1], force, clip_frames)
