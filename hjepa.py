@@ -2047,8 +2047,7 @@ def save(model, config, path, build=build_model):
 def refuse_other_settings(config, saved, run):
     """All settings must be those of the saved run, except device and number of test goals."""
     if saved["epoch"] == 0:
-        raise Refusal(f"{run} holds weights alone and no run: begin from them in another --run, "
-                      f"with --init {run}")
+        raise Refusal(f"{run} holds weights and no run: use another --run, with --init {run}")
     old = dataclasses.asdict(Config(**saved["config"]))
     new = dataclasses.asdict(config)
     differ = []
@@ -2057,7 +2056,7 @@ def refuse_other_settings(config, saved, run):
             differ.append(f"{name} is {old[name]} there, {new[name]} here")
     if differ:
         raise Refusal(f"{run} holds a run with other settings ({'; '.join(differ)}): repeat those, "
-                      f"or use another --run; with --init {run} that one begins from its weights")
+                      "or use another --run (with --init it begins from these weights)")
 
 
 def refuse_other_origin(origin, saved, run):
