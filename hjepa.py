@@ -15,6 +15,9 @@ cross-entropy method) finds forces whose predicted embedding is close to the emb
     python hjepa.py train                    # the paper's 300 epochs; the same command resumes
     python hjepa.py curves --run runs/quick  # also diagnose, probe, plan: see runs/quick/figures
     python hjepa.py config --preset quick    # every setting, and where its value comes from
+    python hjepa.py plan --goal 0.5 0.5 -0.5 0.5 0 -0.5   # a goal of yours: x y of each body
+    python hjepa.py train --data my.npz      # sequences of yours: see train --help
+    python hjepa.py train --init runs/quick --run runs/on # begin from weights of another run
 
 Read it from top to bottom. Sections 1 to 5 are the tutorial: every class and function takes all it
 needs as arguments and can be copied into another project. Where a piece is built on others, its
