@@ -2254,7 +2254,8 @@ def provenance(args, saved, n):
             "sequences": saved["config"]["sequences"]}
 
 
-YLABELS = {"composite objective": "composite", "validation worlds": "share, R2 or deviation"}
+YLABELS = {"composite objective": "composite", "validation worlds": "share, R2 or deviation",
+           "held-back sequences": "deviation"}
 
 
 def draw_curves(args):
@@ -2264,14 +2265,14 @@ def draw_curves(args):
     history = saved["history"]
     if not history:
         raise Refusal(f"{args.run} holds weights alone: it was saved without a history")
+    watched = "validation worlds" if config.features == 0 else "held-back sequences"
     panels = {
         "composite objective": ["composite"],
         "prediction and maps": ["pred1", "pred2", "bridge", "lift", "held1", "held2"],
         "similarity and first guess": ["sim1", "sim2", "guess"],
         "variance": ["std_z1", "std_t1", "std_z2", "std_t2"],
         "covariance": ["cov_z1", "cov_t1", "cov_z2", "cov_t2"],
-        "validation worlds": ["goals_replanned", "goals_macro", "decode_p1", "decode_p2",
-                              "std_min"],
+        watched: ["goals_replanned", "goals_macro", "decode_p1", "decode_p2", "std_min"],
     }
     panels = {title: [name for name in names if any(name in row for row in history)]
               for title, names in panels.items()}
@@ -2287,7 +2288,7 @@ def draw_curves(args):
             marker = "." if len(measured) < 40 else ""
             ax.plot(epochs, [row[name] for row in measured], marker=marker, label=name,
                     color=colour)
-        scale = "linear" if title == "validation worlds" else "log"
+        scale = "linear" if title == watched else "log"
         ax.set(title=title, xlabel="epoch", ylabel=YLABELS.get(title, "term of the loss"),
                yscale=scale)
         ax.legend(fontsize=8)

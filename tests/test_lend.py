@@ -145,7 +145,7 @@ def test_config_of_a_run_takes_no_other_settings(whole, more, says):
 
 def test_help_has_examples_and_groups():
     done = process("--help")
-    examples = re.findall(r"^ +python (hjepa.py .*?)(?:  +#.*)?$", done.stdout, re.M)
+    examples = re.findall(r"^ +python (hjepa.py .*?)(?: +#.*)?$", done.stdout, re.M)
     assert len(examples) >= 5
     for line in examples:
         hjepa.make_parser().parse_args(line.split()[1:])
