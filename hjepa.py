@@ -15,6 +15,9 @@ cross-entropy method) finds forces whose predicted embedding is close to the emb
     python hjepa.py train                    # the paper's 300 epochs; the same command resumes
     python hjepa.py curves --run runs/quick  # also diagnose, probe, plan: see runs/quick/figures
     python hjepa.py config --preset quick    # every setting, and where its value comes from
+    python hjepa.py plan --goal 0.5 0.5 -0.5 0.5 0 -0.5   # a goal of yours: x y of each body
+    python hjepa.py train --data my.npz      # sequences of yours: see train --help
+    python hjepa.py train --init runs/quick --run runs/on # begin from weights of another run
 
 Read it from top to bottom. Sections 1 to 5 are the tutorial: every class and function takes all it
 needs as arguments and can be copied into another project. Where a piece is built on others, its
@@ -187,7 +190,7 @@ class World:
     them as constants, since bodies keep their order.  radius: of a body of mass 1; area is
     proportional to mass.
     dt: seconds from frame to frame.  substeps: simulator steps per frame.
-    force_limit: the largest force per body and axis.
+    force_limit: the largest force per body and axis.  actions: A, numbers in a force.
     contacts: False lets bodies pass through each other.
 
     A contact is exact, at any speed and under any force, as long as a body has only one in a
@@ -202,6 +205,7 @@ class World:
         self.dt = dt
         self.substeps = substeps
         self.force_limit = force_limit
+        self.actions = 2 * len(self.masses)
         self.contacts = contacts
 
     def reset(self, n, gen, speed=0.3, device="cpu"):
@@ -254,8 +258,7 @@ class World:
 
     def random_forces(self, n, clips, gen, device="cpu"):
         """-> forces (n, clips, A), uniform in [-force_limit, force_limit]."""
-        numbers = 2 * len(self.masses)
-        unit = torch.rand(n, clips, numbers, generator=gen)
+        unit = torch.rand(n, clips, self.actions, generator=gen)
         forces = (2 * unit - 1) * self.force_limit
         return forces.to(device)
 
@@ -841,7 +844,25 @@ def objective(model, obs, forces, weights, shares=None, *, embed=embeddings,
     1 for the first three. A term without a weight is left out. shares (B,): see prediction_errors.
     To try another loss, replace one of the functions: embed, predict, regularise (its terms need
     weights of their names), link, smooth or guess. With several processes, gather (..., n, D) ->
-    (..., N, D) brings in the samples of the others.
+    (..., N, D) brings in the samples of the others. For example SIGReg (arXiv 2511.08544), which
+    asks that in random directions embeddings look as if drawn from N(0, 1):
+
+        def sigreg(z, count=128):
+            directions = F.normalize(torch.randn(z.shape[-1], count, device=z.device), dim=0)
+            with torch.autocast(z.device.type, enabled=False):
+                seen = z.float() @ directions
+            t = torch.linspace(0, 3, 9, device=z.device)
+            angle = seen[..., None] * t
+            normal = torch.exp(-t.square() / 2)
+            gap = (angle.cos().mean(-3) - normal).square() + angle.sin().mean(-3).square()
+            return {"gauss": z.shape[-2] * 2 * torch.trapezoid(gap * normal, t).mean()}
+
+        def mine(model, obs, forces, weights, shares=None, **more):
+            weights = {**weights, "gauss": 1.0}
+            return objective(model, obs, forces, weights, shares, regularise=sigreg, **more)
+
+        train(config, "runs/sigreg", objective=mine)
+
     DEVIATION: [2] writes a sum over dimensions; its authors' code, like this one, takes the mean.
     DEVIATION: the abstract of [1] has the composite alone. The maps chain the levels. Their
     gradient also reaches t1 and t2 of the last clip. It makes them keep what z2' of that clip
@@ -899,27 +920,34 @@ def better_of(plan, cost, other, other_cost):
 
 
 @torch.no_grad()
-def cem(cost, mean, std, gens, *, samples=100, iterations=6, elites=10,
-        low=-2.0, high=2.0, floor=0.02):
+def cem(cost, mean, std, gens, *, low, high, samples=100, iterations=6, elites=10, floor=0.02):
     """cost: plans (B, S, K, A) -> (B, S); start mean, std (B, K, A) -> best plan, its cost (B,).
 
     B goals are searched side by side. Any cost will do, of any model or none. low, high: bounds of
-    each force. floor, in the same units, is added to each fitted deviation.
+    a force, two numbers or two tensors (A,). floor, in the same units, is added to each fitted
+    deviation.
     - Goal b draws its noise from the CPU generator gens[b]: the same noise on every device, and
       whatever other goals there are.
     - A cost of NaN counts as infinitely bad.
     - The mean competes with the samples, so a good start is never lost.
     - The best plan ever seen is returned.
-    ValueError unless 1 < elites <= samples (one elite has no deviation) and each goal has a
-    generator.  needs: better_of
+    ValueError unless 1 < elites <= samples (one elite has no deviation), low < high and each goal
+    has a generator; and if every cost is NaN.  needs: better_of
     """
     if not 1 < elites <= samples:
         raise ValueError(f"elites must be more than 1 and at most {samples} samples, got {elites}")
+    if isinstance(gens, torch.Generator):
+        raise ValueError("gens is one generator: give a list, [gens] for one goal")
     if len(gens) != len(mean):
         raise ValueError(f"{len(mean)} goals need as many generators, got {len(gens)}")
+    if not (torch.as_tensor(low) < torch.as_tensor(high)).all():
+        raise ValueError(f"low must be below high, got {low} and {high}")
+    usable = torch.zeros((), dtype=torch.bool, device=mean.device)        # was any cost a number?
 
     def safe_cost(plans):
-        return cost(plans).nan_to_num(nan=math.inf, posinf=math.inf)
+        costs = cost(plans)
+        usable.logical_or_(costs.isnan().logical_not().any())
+        return costs.nan_to_num(nan=math.inf, posinf=math.inf)
 
     mean = mean.clamp(low, high)
     best = mean
@@ -946,6 +974,8 @@ def cem(cost, mean, std, gens, *, samples=100, iterations=6, elites=10,
 
     # The last mean has not been tried yet. It is the centre of the elites, so it often is the best.
     mean_cost = safe_cost(mean[:, None])[:, 0]
+    if not usable:
+        raise ValueError("every cost is NaN: look for NaN in the weights, the clip and the goal")
     return better_of(best, best_cost, mean, mean_cost)
 
 
@@ -980,22 +1010,28 @@ def macro_cost(model, clip, goal):
 
 
 @torch.no_grad()
-def first_guess(model, clip, goal, left, limit=2.0):
+def first_guess(model, clip, goal, left, limit=2.0, symmetries=True):
     """clip, goal (B, T, F), clips left until the goal -> forces (B, left, A), without a search.
 
-    The network is asked in each of the box's 8 symmetries, and its answers are averaged. left may
-    not be more than the clips of a macro-event.  needs: reflect
+    The network is asked in each of the box's 8 symmetries, and its answers are averaged. Where
+    numbers are no pairs (x, y), symmetries=False asks once. left may not be more than the clips of
+    a macro-event.  needs: reflect
     """
+    def ask(clip, goal):
+        z1, z2 = model.context(clip)
+        t1, _ = model.target(goal)
+        clips_left = torch.full((len(clip),), left, device=clip.device)
+        return model.guess(z1, z2, t1, clips_left)[:, :left]
+
+    if not symmetries:
+        return ask(clip, goal).clamp(-limit, limit)
     answers = []
     for number in range(8):
         digits = [number % 2, number // 2 % 2, number // 4]               # binary: flip x, y, swap
         mirror = torch.tensor(digits, device=clip.device) == 1
         mirror = mirror.expand(len(clip), 3)
         flip, swap = mirror[:, :2], mirror[:, 2]
-        z1, z2 = model.context(reflect(clip, flip, swap))
-        t1, _ = model.target(reflect(goal, flip, swap))
-        clips_left = torch.full_like(swap, left, dtype=torch.long)
-        forces = model.guess(z1, z2, t1, clips_left)[:, :left]
+        forces = ask(reflect(clip, flip, swap), reflect(goal, flip, swap))
         # Back again: what was flipped after the swap is flipped first now.
         back = torch.where(swap[:, None], flip.flip(-1), flip)
         answers.append(reflect(forces, back, swap))
@@ -1032,22 +1068,32 @@ def plan_once(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, cl
               guess_std=0.05, **budget):
     """Open loop: plan once, then apply all forces.
 
-    clip (B, T, bodies, 4): the clip that is seen now.  clips: how many clips ahead the goal is.
+    world: a World, or a simulator of your own. It must offer
+        actions                     A, numbers in a force
+        force_limit                 the largest of each: a number, or a tensor (A,)
+        rollout(state, forces, clip_frames) -> states, anything else
+    with state (B, ...), forces (B, K, A) and states (B, K clip_frames, ...), one per frame.
+    clip (B, T, ...): the states of the clip that is seen now; (B, T, bodies, 4) in a World.
+    clips: how many clips ahead the goal is.
     cost_to_go(clip, clips left) -> the cost that `cem` minimises, for example short_cost on
     world.observe(clip).  gens: one CPU generator per goal.
     guess(clip, clips left) -> forces (B, left, A) to start the search from, or None; without it the
     search starts from no force.
     init_std: first deviation of a search, guess_std: of one that starts from a guess, both in force
     limits.  budget: samples, iterations, elites of `cem`.
-    -> states (B, clips clip_frames, bodies, 4), forces (B, clips, A).  needs: cem, better_of
+    -> states (B, clips clip_frames, ...), forces (B, clips, A). ValueError if a guess has another
+    shape.  needs: cem, better_of
     """
     limit = world.force_limit
-    mean = guess(clip, clips) if guess is not None else None
-    deviation = guess_std
-    if mean is None:
-        mean = clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
-        deviation = init_std
-    std = torch.full_like(mean, deviation * limit)
+    mean = clip.new_zeros(len(clip), clips, world.actions)
+    fresh = guess(clip, clips) if guess is not None else None
+    deviation = init_std
+    if fresh is not None:
+        if fresh.shape != mean.shape:
+            raise ValueError(f"a guess is {tuple(fresh.shape)}, a plan is {tuple(mean.shape)}")
+        mean = fresh
+        deviation = guess_std
+    std = torch.ones_like(mean) * (deviation * limit)
     cost = cost_to_go(clip, clips)
     forces, _ = cem(cost, mean, std, gens, low=-limit, high=limit, **budget)
     states, _ = world.rollout(clip[:, -1], forces, clip_frames)
@@ -1065,16 +1111,18 @@ def replan(world, clip, clips, cost_to_go, gens, guess=None, init_std=0.6, clip_
     needs: cem, better_of, cheaper_of
     """
     limit = world.force_limit
-    mean = clip.new_zeros(len(clip), clips, 2 * clip.shape[2])
+    mean = clip.new_zeros(len(clip), clips, world.actions)
     states, forces = [], []
     for left in range(clips, 0, -1):
         cost = cost_to_go(clip, left)
         fresh = guess(clip, left) if guess is not None else None
         deviation = init_std
         if fresh is not None:
+            if fresh.shape != mean.shape:
+                raise ValueError(f"a guess is {tuple(fresh.shape)}, a plan is {tuple(mean.shape)}")
             mean = cheaper_of(cost, mean, fresh)
             deviation = guess_std
-        std = torch.full_like(mean, deviation * limit)
+        std = torch.ones_like(mean) * (deviation * limit)
         plan, _ = cem(cost, mean, std, gens, low=-limit, high=limit, **budget)
         force = plan[:, :1]
         clip, _ = world.rollout(clip[:, -1], force, clip_frames)
@@ -1108,6 +1156,7 @@ def opt(default, source, meaning, choices=None):
 ALLOWED = {
     "masses": (1e-3, 1e3), "radius": (1e-3, 0.5), "dt": (1e-4, 1.0), "substeps": (1, 1000),
     "force_limit": (1e-6, 1e3), "start_speed": (0.0, 10.0), "sequences": (1, 10**7),
+    "features": (0, 10**5), "actions": (0, 10**4),
     "clip_frames": (1, 100), "event_clips": (1, 100), "latent": (2, 8192), "width": (4, 8192),
     "depth": (1, 64), "shallow_depth": (1, 64), "heads": (1, 64), "mlp_ratio": (1, 16),
     "short_width": (4, 8192), "macro_width": (4, 8192), "predictor_blocks": (1, 64),
@@ -1172,6 +1221,8 @@ class Config:
     contact_share: float = opt(0.5, "tuned", "share of training sequences in which bodies meet; 0: "
                                "as they come")
     symmetries: bool = opt(True, "design", "train on random flips and axis swaps of the box")
+    features: int = opt(0, "design", "numbers in a frame of your own --data; 0: our world")
+    actions: int = opt(0, "design", "numbers in an action of your own --data; 0: our world")
 
     latent: int = opt(256, "paper", "dimensions of each embedding")
     width: int = opt(96, "tuned", "transformer width")
@@ -1231,12 +1282,14 @@ class Config:
         if self.elites > self.samples:
             raise ValueError("elites must not be more than samples")
         if self.batch > self.sequences:
-            raise ValueError("batch is larger than sequences")
+            raise ValueError(f"batch is {self.batch}, larger than sequences, {self.sequences}")
         if self.macro_blocks < self.event_clips:
             raise ValueError("macro_blocks must be at least event_clips: each force has a block")
         if self.guess_weight > 0 and self.guess_width == 0:
             raise ValueError("guess_weight is above 0 without a first guess: give guess_width, too")
-        if self.substeps < self.needed_substeps():
+        if (self.features > 0) != (self.actions > 0):
+            raise ValueError("features and actions are of your own --data: both, or none of them")
+        if self.features == 0 and self.substeps < self.needed_substeps():
             raise ValueError(f"substeps is {self.substeps}: bodies could fly farther than a radius "
                              f"in one; give {self.needed_substeps()} or more")
 
@@ -1278,25 +1331,73 @@ def generator(seed, purpose, index=0):
 
 
 def build_world(config):
-    """Config -> World."""
+    """Config -> World. Refusal if the run was trained with data of its own."""
+    if config.features > 0:
+        raise Refusal("this run has data of its own and no world, which is needed here (the "
+                      "docstring of `load` shows how to plan with it)")
     return World(masses=config.masses, radius=config.radius, dt=config.dt,
                  substeps=config.substeps, force_limit=config.force_limit)
 
 
+class Scaling(nn.Module):
+    """Data of one's own <-> what a model sees: centred, with unit deviation. Its buffers are kept
+    in the checkpoint with the weights. features: F, actions: A."""
+
+    def __init__(self, features, actions):
+        super().__init__()
+        for name, size in (("obs", features), ("force", actions)):
+            self.register_buffer(name + "_centre", torch.zeros(size))
+            self.register_buffer(name + "_scale", torch.ones(size))
+
+    def fit(self, observations, actions, pairs=False):
+        """observations (N, ..., F), actions (N, ..., A) on the CPU: take the statistics of these.
+
+        pairs: numbers come as (x, y). Then the centre stays 0 and both have one scale, so that a
+        mirror image is scaled to a mirror image. A number that never changes has scale 1.
+        """
+        for name, x in (("obs", observations), ("force", actions)):
+            x = x.double().flatten(0, -2)
+            centre, scale = x.mean(0), x.std(0)
+            if pairs:
+                centre = torch.zeros_like(centre)
+                squares = x.square().mean(0).unflatten(0, (-1, 2))
+                scale = squares.mean(1).sqrt().repeat_interleave(2)
+            constant = scale <= 1e-7 * centre.abs()                       # but for rounding
+            self.get_buffer(name + "_centre").copy_(centre)
+            self.get_buffer(name + "_scale").copy_(scale.masked_fill(constant, 1.0))
+
+    def observe(self, observations):
+        """Observations (..., F) as in the data -> what the encoders see."""
+        return (observations - self.obs_centre) / self.obs_scale
+
+    def forces(self, actions):
+        """Actions (..., A) as in the data -> what the predictors take."""
+        return (actions - self.force_centre) / self.force_scale
+
+    def actions(self, forces):
+        """What the predictors take (..., A), and a first guess says -> actions as in the data."""
+        return forces * self.force_scale + self.force_centre
+
+
 def build_model(config):
     """Config -> HJEPA on the CPU, with the start weights of its seed. The global random state of
-    the CPU is left as it was."""
+    the CPU is left as it was. A model of one's own data has a Scaling, model.scale."""
     bodies = len(config.masses)
+    features = config.features or 4 * bodies
+    actions = config.actions or 2 * bodies
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
-        return HJEPA(features=4 * bodies, frames=config.clip_frames, actions=2 * bodies,
-                     event_clips=config.event_clips, latent=config.latent, width=config.width,
-                     depth=config.depth, shallow_depth=config.shallow_depth, heads=config.heads,
-                     mlp_ratio=config.mlp_ratio, short_width=config.short_width,
-                     macro_width=config.macro_width, predictor_blocks=config.predictor_blocks,
-                     macro_blocks=config.macro_blocks,
-                     guess_width=config.guess_width, guess_gradient=config.guess_gradient,
-                     shared=config.shared)
+        model = HJEPA(features=features, frames=config.clip_frames, actions=actions,
+                      event_clips=config.event_clips, latent=config.latent, width=config.width,
+                      depth=config.depth, shallow_depth=config.shallow_depth, heads=config.heads,
+                      mlp_ratio=config.mlp_ratio, short_width=config.short_width,
+                      macro_width=config.macro_width, predictor_blocks=config.predictor_blocks,
+                      macro_blocks=config.macro_blocks,
+                      guess_width=config.guess_width, guess_gradient=config.guess_gradient,
+                      shared=config.shared)
+    if config.features > 0:
+        model.scale = Scaling(features, actions)
+    return model
 
 
 # 7. EVALUATION - what is in the embeddings, and do plans work
@@ -1373,6 +1474,71 @@ def draw_training(world, config, device):
     forces = torch.cat(meeting.forces + alone.forces)
     shares = torch.cat([meeting.shares(), alone.shares()])
     return states, forces, shares.to(device)
+
+
+def read_data(path):
+    """An .npz file of one's own -> dict(observations (N, clips, frames, F), actions (N, clips - 1,
+    A), float32; pairs, bool; name, digest). A Refusal says what is wrong with it.
+
+    Action k acts while clip k + 1 is recorded. An entry pairs = True says that all numbers, of
+    observations and of actions, come as (x, y) pairs of a plane that has the box's symmetries.
+    """
+    wanted = {"observations": "(N, clips, frames, F)", "actions": "(N, clips - 1, A)"}
+    parts = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for name in (*wanted, "pairs"):
+                if name in file:
+                    parts[name] = file[name]
+    except Exception as error:                  # np.load has a dozen ways, too
+        raise Refusal(f"{path} cannot be read as an .npz file ({first_line(error)})") from None
+    for name, axes in wanted.items():
+        x = parts.get(name)
+        if x is None:
+            raise Refusal(f"{path} has no {name}: save them with np.savez, float {axes}")
+        if x.dtype.kind != "f" or x.ndim != axes.count(",") + 1 or x.size == 0:
+            raise Refusal(f"{path}: {name} is {x.dtype} {x.shape}: give float {axes}, none empty")
+        with np.errstate(over="ignore"):
+            parts[name] = torch.from_numpy(x.astype(np.float32))
+        if not parts[name].isfinite().all():
+            raise Refusal(f"{path}: {name} holds NaN, infinity or what float32 cannot hold")
+    n, clips, _, features = parts["observations"].shape
+    actions = parts["actions"].shape
+    if clips < 2 or actions[:2] != (n, clips - 1):
+        raise Refusal(f"{path}: {n} x {clips} clips and {actions[0]} x {actions[1]} actions: "
+                      "a sequence is 2 clips or more, with one action fewer")
+    if n < 4:
+        raise Refusal(f"{path}: {n} sequences are too few: 4 is the least, thousands are better")
+    pairs = parts.setdefault("pairs", np.array(False))
+    if pairs.dtype != bool or pairs.ndim > 0 or pairs and (features % 2 or actions[2] % 2):
+        raise Refusal(f"{path}: pairs is True or False, and True needs even numbers of features "
+                      f"and actions, not {features} and {actions[2]}")
+    digest = digest_of([parts["observations"], parts["actions"]])
+    return {**parts, "pairs": bool(pairs), "name": str(path), "digest": digest}
+
+
+# What own data do not use: settings of the world, of its goals and of their planner.
+OF_A_WORLD = ("masses", "radius", "dt", "substeps", "force_limit", "start_speed", "contact_share",
+              "samples", "iterations", "elites", "init_std", "guess_std", "goals", "validate_every",
+              "validate_goals", "validation_seed", "test_seed")
+
+
+def own_settings(data, given):
+    """What read_data returns, settings that are given -> settings for Config. Sizes are those of
+    the data, whose last tenth is held back from training. Refusal if others are given."""
+    n, clips, frames, features = data["observations"].shape
+    sizes = {"sequences": n - max(2, n // 10), "clip_frames": frames, "event_clips": clips - 1,
+             "features": features, "actions": data["actions"].shape[2]}
+    for name, value in given.items():
+        if name in OF_A_WORLD:
+            raise Refusal(f"{name} is a setting of our world: it means nothing with --data")
+        if sizes.get(name, value) != value:
+            raise Refusal(f"{name} is {value}, in {data['name']} it is {sizes[name]}: leave it out")
+    symmetries = given.get("symmetries", data["pairs"])
+    if symmetries and not data["pairs"]:
+        raise Refusal(f"symmetries need numbers in pairs (x, y): {data['name']} has no entry pairs "
+                      "that says so")
+    return {**given, **sizes, "symmetries": symmetries}
 
 
 @torch.no_grad()
@@ -1654,24 +1820,34 @@ def bootstrap(outcomes, draws=10_000, seed=0):
     return np.percentile(means, [2.5, 97.5]).tolist()
 
 
+def spread_of(z):
+    """Embeddings (N, D) by name -> dict(std_min, std_avg, rank): see LOG_COLUMNS."""
+    sets = [z[name] for name in ("z1", "t1", "z2", "t2")]
+    std = torch.cat([s.std(0) for s in sets])
+    return {"std_min": std.min().item(), "std_avg": std.mean().item(),
+            "rank": min(effective_rank(s) for s in sets)}
+
+
+def validate_own(model, obs, forces):
+    """`validate` for data of one's own, obs (N, K, T, F), forces (N, K - 1, A) that are held back
+    -> dict: what can be known without a world."""
+    z = latents(model, obs, forces)
+    return {**spread_of(z), "held1": F.mse_loss(z["p1"], z["t1"]).item(),
+            "held2": F.mse_loss(z["p2"], z["t2"]).item()}
+
+
 def validate(model, world, config, device, goals=None, n=2048):
     """What training looks at besides its losses, on validation worlds -> dict
 
-    std_min, std_avg: smallest and mean standard deviation over the dimensions of z1, t1, z2, t2.
-    rank: the smallest effective rank of the four. order_t1, order_t2: see order_of_distances.
-    With goals four numbers more, since losses can fall while planning gets worse. decode_p1,
-    decode_p2: R2 of positions decoded from p1 and p2. goals_replanned, goals_macro: shares of goals
-    reached (mean body), "from guess" if the model has a first guess.
+    With goals four numbers more, since losses can fall while planning gets worse. LOG_COLUMNS says
+    what each means. Goals are tried "from guess" if the model has a first guess.
     """
     seed = config.validation_seed
     states, forces, _ = draw_sequences(world, config, 3 * n, seed, "watch", device)
     # Only the probes need all three thirds.
     used = slice(0, None) if goals else slice(2 * n, None)
     z = latents(model, world.observe(states[used]), forces[used])
-    sets = [z[name][-n:] for name in ("z1", "t1", "z2", "t2")]
-    std = torch.cat([s.std(0) for s in sets])
-    row = {"std_min": std.min().item(), "std_avg": std.mean().item(),
-           "rank": min(effective_rank(s) for s in sets)}
+    row = spread_of({name: part[-n:] for name, part in z.items()})
     for tap, name in enumerate(("order_t1", "order_t2")):
         row[name] = order_of_distances(lambda clips: model.target(world.observe(clips))[tap],
                                        states[-64:, -1], generator(seed, "order"))
@@ -1759,12 +1935,32 @@ def train_epoch(loss, model, optimizer, data, config, epoch, device, precision, 
     return means, first_step
 
 
+# What the columns of the log mean. z1, z2, t1, t2, p1, p2: see the top of this file.
+LOG_COLUMNS = {
+    "composite": "the paper's objective: prediction, variance and covariance with their weights",
+    "pred1, pred2": "mean squared errors of P1, rolled out, and of P2",
+    "std_z1 ... std_t2": "variance term of an embedding: 0 if each dimension varies enough",
+    "cov_z1 ... cov_t2": "covariance term of an embedding: 0 if no two dimensions say the same",
+    "bridge, lift": "errors of the maps from t2, and from t1, to z2 of the same clip",
+    "sim1, sim2": "how far t1, and t2, move from one clip to the next, squared",
+    "guess": "mean squared error of the first guess, in forces squared",
+    "std_min, std_avg": "smallest and mean deviation of a dimension; near 0: a collapse",
+    "rank": "smallest effective rank of the four embeddings; a few: a collapse",
+    "order_t1, order_t2": "is near in t1, t2 near in the box? Rank correlation, 1 is best",
+    "decode_p1, decode_p2": "R2 of positions that are read from p1, p2; 1 is best",
+    "goals_replanned": "share of validation goals reached with P1, planned again after each clip",
+    "goals_macro": "the same with one jump of P2",
+    "held1, held2": "with --data: errors of p1 and p2 at the last clip, on what is held back",
+    "seconds": "of the epoch, with all that is measured after it",
+    "first_step": "in log.jsonl, epoch 1: the composite of the first step",
+}
+
 FORMAT = 4                                      # of checkpoints: raised when it changes
 
 
 def read_checkpoint(run, build=build_model):
     """Run directory or checkpoint file -> dict(format, config, model, optimizer, epoch, precision,
-    history, device, torch).
+    history, device, torch, origin). origin: data and weights that it was begun from, if any.
 
     Refusal if there is none, or if it is damaged or not ours. Nothing in it is executed.
     build: as in `train`.
@@ -1795,12 +1991,66 @@ def restore(saved, device="cpu", build=build_model):
 
 
 def load(run, device="cpu", build=build_model):
-    """Run directory or checkpoint file -> HJEPA in eval mode on device, Config; or a Refusal."""
+    """Run directory or checkpoint file -> HJEPA in eval mode on device, Config; or a Refusal.
+
+    The encoders see scaled numbers. To embed clips of states (N, T, bodies, 4):
+
+        z1, z2 = model.context(build_world(config).observe(states))
+        t1, t2 = model.target(build_world(config).observe(states))
+
+    A model of one's own data has model.scale.observe in the world's place. To plan with it in a
+    simulator (see plan_once), in units of the data, from a clip to a goal (B, frames, F):
+
+        def cost_to_go(now, left):
+            cost = short_cost(model, model.scale.observe(now), model.scale.observe(goal))
+            return lambda plans: cost(model.scale.forces(plans))
+
+        states, actions = replan(simulator, clip, clips, cost_to_go, gens,
+                                 clip_frames=config.clip_frames)
+
+    Or without a simulator, with actions between -1 and 1:
+
+        start = torch.zeros(len(clip), clips, config.actions)
+        plan, _ = cem(cost_to_go(clip, clips), start, start + 0.6, gens, low=-1.0, high=1.0)
+    """
     return restore(read_checkpoint(run, build), device, build)
+
+
+def misfit(weights, model):
+    """Weights by name -> what does not fit the model, in words, or None."""
+    own = model.state_dict()
+    for name in [*own, *weights]:
+        there = tuple(weights[name].shape) if name in weights else "missing"
+        here = tuple(own[name].shape) if name in own else "missing"
+        if there != here:
+            return f"{name} is {there} there, {here} here"
+    return None
+
+
+def save(model, config, path, build=build_model):
+    """Write a model to one file, which `load` reads and `python hjepa.py plan --run FILE` runs.
+
+    ValueError if it is not a model of this config. The file holds no history. To train on from it:
+    `python hjepa.py train --init FILE`.
+    """
+    fresh = build(config)
+    wrong = misfit(model.state_dict(), fresh)
+    if wrong:
+        raise ValueError(f"model and config do not fit: {wrong}")
+    weights = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
+    optimizer = make_optimizer(fresh, config, torch.device("cpu"))
+    content = {"format": FORMAT, "config": dataclasses.asdict(config), "model": weights,
+               "optimizer": optimizer.state_dict(), "epoch": 0, "precision": "fp32", "history": [],
+               "device": "", "torch": str(torch.__version__), "origin": {}}
+    check_checkpoint(content, build)
+    with whole_file(path) as part:
+        part.write_bytes(checkpoint_bytes(content))
 
 
 def refuse_other_settings(config, saved, run):
     """All settings must be those of the saved run, except device and number of test goals."""
+    if saved["epoch"] == 0:
+        raise Refusal(f"{run} holds weights and no run: use another --run, with --init {run}")
     old = dataclasses.asdict(Config(**saved["config"]))
     new = dataclasses.asdict(config)
     differ = []
@@ -1809,7 +2059,29 @@ def refuse_other_settings(config, saved, run):
             differ.append(f"{name} is {old[name]} there, {new[name]} here")
     if differ:
         raise Refusal(f"{run} holds a run with other settings ({'; '.join(differ)}): repeat those, "
-                      "or use another --run")
+                      "or use another --run (with --init it begins from these weights)")
+
+
+def refuse_other_origin(origin, saved, run):
+    """Data must be those of the saved run; so must weights to begin from, if they are given."""
+    old = saved.get("origin", {})
+    for kind in origin:
+        if old.get(kind, {}).get("digest") != origin[kind]["digest"]:
+            began = old[kind]["name"] if kind in old else "none"
+            raise Refusal(f"{run} holds a run with another --{kind} ({began}): repeat that, or use "
+                          "another --run; a run that is resumed needs no --init")
+
+
+def begin_from(model, init, build=build_model):
+    """The model takes the weights of another run or file -> dict(name, digest) of them. Refusal if
+    a shape differs. Own data are scaled as they were there."""
+    weights = read_checkpoint(init, build)["model"]
+    wrong = misfit(weights, model)
+    if wrong:
+        raise Refusal(f"--init {init} does not fit ({wrong}): give the settings that `python "
+                      f"hjepa.py config --run {init}` shows")
+    model.load_state_dict(weights)
+    return {"name": str(init), "digest": digest_of(weights.values())}
 
 
 def print_row(row, head):
@@ -1824,8 +2096,10 @@ def print_row(row, head):
     print(" ".join(cells), flush=True)
 
 
-def train(config, run, objective=objective, build=build_model, draw=draw_training):
-    """Train to the end, from where the directory `run` stands -> history, a dict per epoch.
+def train(config, run, objective=objective, build=build_model, draw=draw_training, data=None,
+          init=None):
+    """Train to the end, from where the directory `run` stands -> history, a dict per epoch, whose
+    columns LOG_COLUMNS explains.
 
     After each epoch run/last.pt holds all that is needed to go on, run/log.jsonl the history. A
     resumed run is bitwise the run that was never stopped, on the same machine and device. Under
@@ -1835,8 +2109,25 @@ def train(config, run, objective=objective, build=build_model, draw=draw_trainin
 
     To try something else, replace a function by one with the same arguments and results: objective,
     the loss; build, the model (an HJEPA that may hold more); draw, the training sequences.
+    init: run or file whose weights it begins from.  data: sequences of one's own.
+
+        data = read_data("my.npz")
+        train(Config(**own_settings(data, {"epochs": 30})), "runs/my", data=data)
+
+    To see the log in TensorBoard:
+
+        from torch.utils.tensorboard import SummaryWriter
+        writer = SummaryWriter("runs/my")
+        for line in open("runs/my/log.jsonl"):
+            row = json.loads(line)
+            for name, value in row.items():
+                writer.add_scalar(name, value, row["epoch"])
     """
     run = Path(run)
+    if run.exists() and not run.is_dir():
+        raise Refusal(f"--run {run} is a file: name a directory; --init {run} begins from weights")
+    if (data is None) != (config.features == 0):
+        raise Refusal("features and actions are of data of your own: give --data, too")
     device = pick_device(config.device)
     rank, size = process_rank_and_count()
     if size > 1 and device.type == "mps":
@@ -1845,13 +2136,22 @@ def train(config, run, objective=objective, build=build_model, draw=draw_trainin
         raise Refusal(f"{size} processes cannot share a batch of {config.batch} evenly: change one")
     with locked(run) if rank == 0 else contextlib.nullcontext():
         # Where does the run stand?
-        model = build(config).to(device)
+        model = build(config)
+        origin = {}
+        if data is not None:
+            model.scale.fit(data["observations"], data["actions"], data["pairs"])
+            origin["data"] = {"name": data["name"], "digest": data["digest"]}
+        if init is not None:
+            origin["init"] = begin_from(model, init, build)
+        model.to(device)
         optimizer = make_optimizer(model, config, device)
         precision = pick_precision(config.precision, device)
         history = []
         if (run / "last.pt").exists():
             saved = read_checkpoint(run, build)
             refuse_other_settings(config, saved, run)
+            refuse_other_origin(origin, saved, run)
+            origin = saved.get("origin", {})
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             for group in optimizer.param_groups:            # the file has those of its own device
@@ -1864,14 +2164,22 @@ def train(config, run, objective=objective, build=build_model, draw=draw_trainin
             print(f"H-JEPA, {parameters:.2f} M parameters, on {place}, {precision}, in {run}\n"
                   f"{config.sequences} sequences in batches of {config.batch}, {len(history)} of "
                   f"{config.epochs} epochs done", flush=True)
+            for kind, one in origin.items():
+                print(f"{kind}: {one['name']}", flush=True)
         if len(history) == config.epochs:
             return history
 
-        world = build_world(config)
-        states, forces, shares = draw(world, config, device)
-        data = world.observe(states), forces, shares
+        n = config.sequences
         goals = None
-        if config.validate_every:
+        if data is None:
+            world = build_world(config)
+            states, forces, shares = draw(world, config, device)
+            sequences = world.observe(states), forces, shares
+        else:
+            obs = model.scale.observe(data["observations"].to(device))
+            forces = model.scale.forces(data["actions"].to(device))
+            sequences = obs[:n], forces[:n], torch.ones(n, device=device)
+        if data is None and config.validate_every:
             goals = make_goals(world, config.validate_goals, config.event_clips,
                                generator(config.validation_seed, "tasks"), config.clip_frames,
                                config.start_speed)
@@ -1880,13 +2188,16 @@ def train(config, run, objective=objective, build=build_model, draw=draw_trainin
         columns = None
         for epoch in range(first_epoch, config.epochs):
             start = time.perf_counter()
-            means, first_step = train_epoch(loss, model, optimizer, data, config, epoch, device,
-                                            precision, rank, size)
+            means, first_step = train_epoch(loss, model, optimizer, sequences, config, epoch,
+                                            device, precision, rank, size)
             if rank > 0:
                 continue
             last = epoch + 1 == config.epochs
             due = goals is not None and (last or (epoch + 1) % config.validate_every == 0)
-            gauges = validate(model, world, config, device, goals if due else None)
+            if data is None:
+                gauges = validate(model, world, config, device, goals if due else None)
+            else:
+                gauges = validate_own(model, obs[n:], forces[n:])
             row = {"epoch": epoch + 1, **means, **gauges, "seconds": time.perf_counter() - start}
             shown = row
             if epoch == 0:                      # the paper says where its composite begins
@@ -1895,7 +2206,7 @@ def train(config, run, objective=objective, build=build_model, draw=draw_trainin
             save_run(run, {"format": FORMAT, "config": dataclasses.asdict(config),
                            "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                            "epoch": epoch + 1, "precision": precision, "history": history,
-                           "device": place, "torch": str(torch.__version__)})
+                           "device": place, "torch": str(torch.__version__), "origin": origin})
             print_row(shown, head=shown.keys() != columns)
             columns = shown.keys()
             if epoch == first_epoch:
@@ -1943,7 +2254,8 @@ def provenance(args, saved, n):
             "sequences": saved["config"]["sequences"]}
 
 
-YLABELS = {"composite objective": "composite", "validation worlds": "share, R2 or deviation"}
+YLABELS = {"composite objective": "composite", "validation worlds": "share, R2 or deviation",
+           "held-back sequences": "deviation"}
 
 
 def draw_curves(args):
@@ -1951,14 +2263,16 @@ def draw_curves(args):
     saved = read_checkpoint(args.run)
     config = Config(**saved["config"])
     history = saved["history"]
+    if not history:
+        raise Refusal(f"{args.run} holds weights alone: it was saved without a history")
+    watched = "validation worlds" if config.features == 0 else "held-back sequences"
     panels = {
         "composite objective": ["composite"],
-        "prediction and maps": ["pred1", "pred2", "bridge", "lift"],
+        "prediction and maps": ["pred1", "pred2", "bridge", "lift", "held1", "held2"],
         "similarity and first guess": ["sim1", "sim2", "guess"],
         "variance": ["std_z1", "std_t1", "std_z2", "std_t2"],
         "covariance": ["cov_z1", "cov_t1", "cov_z2", "cov_t2"],
-        "validation worlds": ["goals_replanned", "goals_macro", "decode_p1", "decode_p2",
-                              "std_min"],
+        watched: ["goals_replanned", "goals_macro", "decode_p1", "decode_p2", "std_min"],
     }
     panels = {title: [name for name in names if any(name in row for row in history)]
               for title, names in panels.items()}
@@ -1974,7 +2288,7 @@ def draw_curves(args):
             marker = "." if len(measured) < 40 else ""
             ax.plot(epochs, [row[name] for row in measured], marker=marker, label=name,
                     color=colour)
-        scale = "linear" if title == "validation worlds" else "log"
+        scale = "linear" if title == watched else "log"
         ax.set(title=title, xlabel="epoch", ylabel=YLABELS.get(title, "term of the loss"),
                yscale=scale)
         ax.legend(fontsize=8)
@@ -1983,13 +2297,15 @@ def draw_curves(args):
     composite.plot(0, first["first_step"], "o", color=COLOURS[0])
     composite.annotate(f"first step: {first['first_step']:.0f}", (0, first["first_step"]),
                        xytext=(8, -4), textcoords="offset points", fontsize=8)
-    for value, where in ((121, "first"), (40, "last")):
+    marks = ((121, "first"), (40, "last")) if config.features == 0 else ()
+    for value, where in marks:
         composite.axhline(value, color="0.6", lw=0.8, ls=":")
         composite.annotate(f"the paper's {where}: {value}", (last["epoch"], value), ha="right",
                            xytext=(0, 3), textcoords="offset points", fontsize=8)
 
     print(f"composite: {first['first_step']:.1f} at the first step, {first['composite']:.1f} over "
-          f"epoch 1, {last['composite']:.1f} over epoch {len(history)}; the paper: 121 to 40")
+          f"epoch 1, {last['composite']:.1f} over epoch {len(history)}"
+          + ("; the paper: 121 to 40" if marks else ""))
     shown = [row for row in history if len(history) <= 10 or row is last
              or row["epoch"] in (1, 2, 5, 10, 20, 50, 100, 200, 300)]
     names = {name: None for row in history for name in row}               # in order of appearance
@@ -2001,7 +2317,7 @@ def draw_curves(args):
                "minutes": sum(row["seconds"] for row in history) / 60,
                "config": dataclasses.asdict(config),
                "parameters": sum(p.numel() for p in build_model(config).parameters()),
-               "rows": shown}
+               "origin": saved.get("origin", {}), "rows": shown}
     save_figure(args.out, "curves", figure, summary, arrays)
 
 
@@ -2388,6 +2704,19 @@ def trained_or_shipped():
     return shipped
 
 
+# The groups of settings in --help, and the field of Config that each begins with.
+GROUPS = {"masses": "world", "sequences": "data", "latent": "model", "pred_weight": "loss",
+          "epochs": "optimiser", "samples": "planner", "validate_every": "run"}
+SETTINGS_HELP = """
+[source: value] is where a value comes from, and the default: "paper", the abstract of Patil 2026;
+"vicreg", VICReg; "design", fixed before training; "tuned", chosen on validation worlds."""
+
+
+def wrapped(names):
+    """Name -> meaning as lines for --help."""
+    return "\n".join(f"  {name:<20} {meaning}" for name, meaning in names.items())
+
+
 def add_setting(parser, field):
     """One field of Config as a flag. A flag that is not given is absent from the result."""
     flag = "--" + field.name.replace("_", "-")
@@ -2402,15 +2731,32 @@ def add_setting(parser, field):
 
 def make_parser():
     """-> the parser of `python hjepa.py`."""
-    parser = Parser(prog="hjepa.py", allow_abbrev=False, description=__doc__.splitlines()[0])
+    examples = [line for line in __doc__.splitlines() if line.startswith("    python hjepa.py")]
+    parser = Parser(prog="hjepa.py", allow_abbrev=False, description=__doc__.splitlines()[0],
+                    epilog="examples:\n" + "\n".join(examples),
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in (("train", "train, or go on if the run directory holds a checkpoint"),
-                       ("config", "print what would run, and where each value comes from")):
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+                       ("config", "print what would run, or what --run ran with, and where each "
+                        "value comes from")):
+        log = f"columns of the log:\n{wrapped(LOG_COLUMNS)}" if name == "train" else ""
+        sub = commands.add_parser(name, help=text, description=text + "\n" + SETTINGS_HELP,
+                                  epilog=log, allow_abbrev=False,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.add_argument("--preset", choices=PRESETS, default="paper", help="default: paper")
-        sub.add_argument("--run", type=Path, help="run directory (default: runs/PRESET)")
+        sub.add_argument("--run", type=Path, help="run directory (default: runs/PRESET, or "
+                         "runs/NAME for --data NAME.npz)")
+        if name == "train":
+            sub.add_argument("--init", type=Path, default=argparse.SUPPRESS, metavar="RUN_OR_FILE",
+                             help="begin a new run from the weights of another one, or of a file")
+            sub.add_argument("--data", type=Path, default=argparse.SUPPRESS, metavar="FILE.npz",
+                             help="train on sequences of your own: float arrays observations (N, "
+                             "clips, frames, F) and actions (N, clips - 1, A), scaled here; and "
+                             "pairs = True if all numbers come as (x, y) pairs, for symmetries")
         for field in dataclasses.fields(Config):
-            add_setting(sub, field)
+            if field.name in GROUPS:
+                group = sub.add_argument_group(GROUPS[field.name])
+            add_setting(group, field)
     for name, function in COMMANDS.items():
         text = function.__doc__.splitlines()[0]
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -2440,16 +2786,27 @@ def make_parser():
     return parser
 
 
-def show_config(config, preset, flags):
-    """`config`: each setting, its value, where that comes from, what it means."""
+def show_config(config, sources):
+    """`config`: each setting, its value, where that comes from, what it means. sources: of those
+    that are no defaults."""
     for field in dataclasses.fields(Config):
-        source = f"default, {field.metadata['source']}"
-        if field.name in PRESETS[preset]:
-            source = f"preset {preset}"
-        if field.name in flags:
-            source = "flag"
+        source = sources.get(field.name, f"default, {field.metadata['source']}")
         value = str(getattr(config, field.name))
         print(f"{field.name:>16} = {value:<15} {source:<15} {field.metadata['meaning']}")
+
+
+def show_run(run, given):
+    """`config --run`: the settings that a run was trained with. Nothing else can be given."""
+    if given:
+        raise Refusal(f"--run shows the settings of {run}: leave {given[0]} out")
+    saved = read_checkpoint(run)
+    config = Config(**saved["config"])
+    default = Config()
+    differ = [name for name in saved["config"] if getattr(config, name) != getattr(default, name)]
+    show_config(config, dict.fromkeys(differ, "this run"))
+    print(f"{saved['epoch']} epochs done")
+    for kind, one in saved.get("origin", {}).items():
+        print(f"{kind}: {one['name']}")
 
 
 def run_command(argv):
@@ -2470,11 +2827,22 @@ def run_command(argv):
         COMMANDS[command](argparse.Namespace(run=run, argv=argv, **flags))
         return
     preset = flags.pop("preset")
+    data, init = flags.pop("data", None), flags.pop("init", None)
+    if command == "config" and run is not None:
+        show_run(run, [word for word in argv[1:] if word.startswith("--") and
+                       not word.startswith("--run")])
+        return
+    sources = {**dict.fromkeys(PRESETS[preset], f"preset {preset}"), **dict.fromkeys(flags, "flag")}
+    place = Path("runs") / preset
+    if data is not None:
+        place = Path("runs") / data.stem
+        data = read_data(data)
+        flags = own_settings(data, flags)
     config = Config(**{**PRESETS[preset], **flags})
     if command == "config":
-        show_config(config, preset, flags)
+        show_config(config, sources)
     else:
-        train(config, run or Path("runs") / preset)
+        train(config, run or place, data=data, init=init)
 
 
 def main(argv=None):
@@ -2654,14 +3022,28 @@ def write_json(path, content):
         part.write_text(text + "\n")
 
 
+def checkpoint_bytes(content):
+    """What read_checkpoint returns -> the bytes of the file."""
+    whole = io.BytesIO()                        # torch.save to a full disk raises no OSError
+    torch.save(content, whole)
+    return whole.getbuffer()
+
+
+def digest_of(tensors):
+    """-> a hex digest of the numbers: it tells these data, or these weights, from others."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save_run(run, content):
     """Writes run/last.pt and run/log.jsonl. Both are fully written, and the checkpoint is read
     back, before either is renamed."""
-    whole = io.BytesIO()                        # torch.save to a full disk raises no OSError
-    torch.save(content, whole)
+    whole = checkpoint_bytes(content)
     lines = [json.dumps(row) + "\n" for row in content["history"]]
     with whole_file(run / "last.pt") as part, whole_file(run / "log.jsonl") as log:
-        part.write_bytes(whole.getbuffer())
+        part.write_bytes(whole)
         torch.load(part, map_location="cpu", weights_only=True)
         log.write_text("".join(lines))
 
@@ -2716,9 +3098,13 @@ def check_checkpoint(saved, build=build_model):
     rows = saved["history"]
     if [row["epoch"] for row in rows] != list(range(1, saved["epoch"] + 1)):
         raise ValueError("the history does not fit")
-    for part in (saved["precision"], saved["device"], rows[0]["first_step"]):
+    first_step = rows[0]["first_step"] if rows else 0.0                   # `save` has no history
+    for part in (saved["precision"], saved["device"], first_step):
         if part is None:
             raise ValueError("parts are missing")
+    for one in saved.get("origin", {}).values():
+        if not isinstance(one["name"] + one["digest"], str):
+            raise ValueError("the origin does not fit")
 
 
 def process_rank_and_count():

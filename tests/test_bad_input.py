@@ -613,7 +613,7 @@ def test_plans_stay_finite_whatever_the_cost_says(bad, seed):
         return torch.where(plans[..., 0, 0] > 0.4, torch.full_like(value, bad), value)
     zero = torch.zeros(2, 3, 2)
     plan, value = hjepa.cem(cost, zero, zero + 1, [hjepa.generator(seed, "p", i) for i in range(2)],
-                            samples=20, iterations=3, elites=4)
+                            low=-2.0, high=2.0, samples=20, iterations=3, elites=4)
     assert plan.isfinite().all() and plan.abs().max() <= 2
     assert not value.isnan().any() and ((plan[:, 0, 0] <= 0.4).all() or bad == -math.inf)
 
@@ -622,9 +622,44 @@ def test_plans_stay_finite_whatever_the_cost_says(bad, seed):
 def test_a_search_from_nowhere_finds_nothing_and_says_so(what):
     start = {"mean": torch.zeros(1, 2, 2), "std": torch.ones(1, 2, 2)}
     start[what] = start[what] * math.nan
-    _, value = hjepa.cem(lambda plans: plans.square().sum((-1, -2)), **start,
-                         gens=[hjepa.generator(0, "p")], samples=9, elites=3)
-    assert value.item() == (math.inf if what == "mean" else 0.0)          # the mean itself competes
+
+    def search():
+        return hjepa.cem(lambda plans: plans.square().sum((-1, -2)), **start,
+                         gens=[hjepa.generator(0, "p")], low=-2.0, high=2.0, samples=9, elites=3)
+    if what == "mean":
+        with pytest.raises(ValueError, match="every cost is NaN"):
+            search()
+    else:
+        _, value = search()
+        assert value.item() == 0.0                                        # the mean itself competes
+
+
+def test_one_goal_whose_costs_are_all_nan_harms_no_other():
+    """Its cost is infinite; the other goal's plan is as good as ever."""
+    def cost(plans):
+        value = plans.square().sum((-1, -2))
+        return torch.stack([value[0] * math.nan, value[1]])
+    zero = torch.zeros(2, 3, 2)
+    _, value = hjepa.cem(cost, zero, zero + 1, [hjepa.generator(0, "p", i) for i in range(2)],
+                         low=-2.0, high=2.0, samples=9, elites=3)
+    assert value.tolist() == [math.inf, 0.0]
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(gens=torch.Generator()), "give a list"), (dict(gens=[]), "as many generators"),
+    (dict(low=2.0, high=-2.0), "low must be below high"), (dict(low=math.nan), "low must be"),
+    (dict(low=-torch.ones(2), high=torch.tensor([1.0, -1.0])), "low must be below high")])
+def test_a_search_says_what_it_misses(wrong, says):
+    zero = torch.zeros(1, 3, 2)
+    given = {"gens": [hjepa.generator(0, "p")], "low": -2.0, "high": 2.0, **wrong}
+    with pytest.raises(ValueError, match=says) as caught:
+        hjepa.cem(lambda plans: plans.sum((-1, -2)), zero, zero + 1, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_search_asks_for_its_bounds():
+    with pytest.raises(TypeError, match="low"):
+        hjepa.cem(None, torch.zeros(1, 3, 2), torch.ones(1, 3, 2), [hjepa.generator(0, "p")])
 
 
 @pytest.mark.parametrize("cost", [lambda p: p, lambda p: p[:, 0, 0, 0], lambda p: p.sum(),
@@ -632,7 +667,8 @@ def test_a_search_from_nowhere_finds_nothing_and_says_so(what):
 def test_a_cost_of_another_shape_is_refused(cost):
     with pytest.raises((RuntimeError, IndexError, AttributeError)):
         hjepa.cem(cost, torch.zeros(2, 3, 2), torch.ones(2, 3, 2),
-                  [hjepa.generator(0, "p", i) for i in range(2)], samples=9, elites=3)
+                  [hjepa.generator(0, "p", i) for i in range(2)], low=-2.0, high=2.0, samples=9,
+                  elites=3)
 
 
 def test_a_latent_cost_of_what_is_not_finite_is_not_finite():

@@ -255,12 +255,12 @@ def use_cem(m):
 
     def cost(plans):
         return sum_of_squares(plans - 1)
-    plan, value = m.cem(cost, start, start + 1, [gen()])
+    plan, value = m.cem(cost, start, start + 1, [gen()], low=-2.0, high=2.0)
     assert value < 0.1
     assert plan.shape == (1, 2, 2)
     for wrong in (dict(gens=[gen()], elites=1), dict(gens=[])):
         with pytest.raises(ValueError):
-            m.cem(None, start, start, **wrong)
+            m.cem(None, start, start, **wrong, low=-2.0, high=2.0)
 
 
 def use_latent_cost(m):

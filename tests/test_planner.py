@@ -40,7 +40,7 @@ def search(cost=quadratic, mean=None, std=None, seeds=(0, 1), **budget):
         mean = torch.zeros(len(seeds), 2, 2)
     if std is None:
         std = torch.ones_like(mean)
-    return cem(cost, mean, std, gens(*seeds), **budget)
+    return cem(cost, mean, std, gens(*seeds), **{"low": -2.0, "high": 2.0, **budget})
 
 
 def test_finds_the_minimum_of_a_quadratic():
@@ -139,10 +139,9 @@ def test_nan_counts_as_infinitely_bad():
     assert (plan - AIM)[:, 1].abs().max() < 0.3                           # and it still searches
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_no_plan_of_finite_cost_gives_the_start_and_says_so(bad):
+def test_no_plan_of_finite_cost_gives_the_start_and_says_so():
     def cost(plans):
-        return torch.full(plans.shape[:2], bad)
+        return torch.full(plans.shape[:2], math.inf)
     plan, value = search(cost, mean=torch.full((2, 2, 2), 0.3))
     assert (plan == 0.3).all()
     assert value.isinf().all()

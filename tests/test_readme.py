@@ -44,6 +44,8 @@ def refusal(words):
         try:
             flags = vars(hjepa.make_parser().parse_args(words[2:]))
             command, run = flags.pop("command"), flags.pop("run")
+            for name in ("data", "init"):       # files that a reader has
+                flags.pop(name, None)
             if command in ("train", "config"):
                 hjepa.Config(**{**hjepa.PRESETS[flags.pop("preset")], **flags})
             elif run and run.suffix == ".pt" and not (ROOT / run).exists():

@@ -149,7 +149,8 @@ def test_a_row_has_the_mean_of_every_term(tmp_path):
 def test_checkpoint_holds_the_model_and_loads_without_execution(whole):
     content = saved(whole)
     assert set(content) == {"format", "config", "model", "optimizer", "epoch", "precision",
-                            "history", "device", "torch"}
+                            "history", "device", "torch", "origin"}
+    assert content["origin"] == {}
     assert content["config"] == dataclasses.asdict(TINY)
     model, config = hjepa.load(whole)
     assert config == TINY and not model.training

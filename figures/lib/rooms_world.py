@@ -147,6 +147,7 @@ class Rooms:
     steps that training data hold, so no plan asks for a step that was never seen.
     """
     force_limit = 1.25
+    actions = 2
 
     def rollout(self, state, forces, clip_frames):
         """state (N, 1, 4), forces (N, K, 2), each held for clip_frames steps ->
