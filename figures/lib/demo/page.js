@@ -24,7 +24,7 @@ const CLIP_SECONDS = model.clipFrames * model.dt;
 
 let random;                  // of this world and its plans
 let goal;                    // a state: where the bodies are to be, at rest
-let goalCode;                // t1 of the goal in all mirrors; null: to be computed
+let coded = {};              // goal: the one that was encoded last; t1: its code in all mirrors
 let scene;                   // what is shown: frames, forces and imagined path, number of plans
 let seconds;                 // of the scene that have been shown
 let job;                     // the model's thinking about the next scene
@@ -32,16 +32,25 @@ let withModel = true;
 let placing = null;          // own goals: the number of the body that is to get one now
 let dragged = null;          // the number of the goal that is being dragged
 let pictures = [];           // times of the last pictures, in milliseconds
+let drawn = 0;               // pictures in all
 
 function newWorld(seed) {
   random = new Random(seed);
   const start = randomState(model, random, model.startSpeed);
   goal = randomState(model, random, 0);
-  goalCode = null;
   const clip = simulateClip(model, start, new Array(model.actions).fill(0));
   scene = {frames: [start, ...clip], forces: null, path: null, tried: 0};
   seconds = 0;
   job = nextScene();
+}
+
+// t1 of the goal; encoded only if the goal has changed.
+function* goalCode() {
+  if (coded.goal !== goal) {
+    const wanted = goal;                                 // it may be dragged on in between
+    coded = {goal: wanted, t1: yield* encodeGoal(model, wanted)};
+  }
+  return coded.t1;
 }
 
 // The next scene: the model sees the clip of this one, and decides.
@@ -52,18 +61,7 @@ function* nextScene() {
     const next = simulateClip(model, last, new Array(model.actions).fill(0));
     return {frames: [last, ...next], forces: null, path: null, tried: 0};
   }
-  if (goalCode === null) {
-    const code = encodeGoal(model, goal);
-    goalCode = [];                                       // a new goal in between sets it to null
-    const t1 = yield* code;
-    if (goalCode !== null) goalCode = t1;
-    return yield* chosenScene(clip, t1);
-  }
-  return yield* chosenScene(clip, goalCode);
-}
-
-function* chosenScene(clip, t1) {
-  const last = clip[clip.length - 1];
+  const t1 = yield* goalCode();
   const timeLeft = tried => tried < MOST_PLANS && seconds < ENOUGH * CLIP_SECONDS;
   const {forces, path, tried} = yield* decide(model, clip, t1, random, timeLeft);
   const force = Array.from(forces.subarray(0, model.actions));
@@ -146,11 +144,13 @@ function drawBody(i, body) {
   pen.fillText(String(model.masses[i]), across(body[0]), down(body[1]));
 }
 
-function drawForce(body, fx, fy) {
+// An arrow from the rim of the body.
+function drawForce(body, radius, fx, fy) {
   const size = Math.hypot(fx, fy);
   if (size < 0.02 * model.forceLimit) return;
-  const reach = 0.3 / model.forceLimit;                  // the largest force on one axis: 0.3
-  const tip = [across(body[0] + reach * fx), down(body[1] + reach * fy)];
+  const reach = 0.25 / model.forceLimit;                 // the largest force on one axis: 0.25
+  const rim = radius / size;
+  const tip = [across(body[0] + (rim + reach) * fx), down(body[1] + (rim + reach) * fy)];
   const direction = [fx / size, -fy / size];
   const head = long(Math.min(0.06, 0.6 * reach * size));
   const neck = [tip[0] - head * direction[0], tip[1] - head * direction[1]];
@@ -158,7 +158,7 @@ function drawForce(body, fx, fy) {
   pen.fillStyle = "#222";
   pen.lineWidth = long(0.014);
   pen.beginPath();
-  pen.moveTo(across(body[0]), down(body[1]));
+  pen.moveTo(across(body[0] + rim * fx), down(body[1] + rim * fy));
   pen.lineTo(neck[0], neck[1]);
   pen.stroke();
   pen.beginPath();
@@ -188,10 +188,12 @@ function draw() {
   state.forEach((body, i) => {
     drawGoal(i, Math.hypot(body[0] - goal[i][0], body[1] - goal[i][1]) < model.reached);
   });
-  state.forEach((body, i) => drawBody(i, body));
   if (scene.path) state.forEach((_, i) => drawImagined(scene.path, i));
+  state.forEach((body, i) => drawBody(i, body));
   if (scene.forces) {
-    state.forEach((body, i) => drawForce(body, scene.forces[2 * i], scene.forces[2 * i + 1]));
+    state.forEach((body, i) => {
+      drawForce(body, model.radii[i], scene.forces[2 * i], scene.forces[2 * i + 1]);
+    });
   }
 }
 
@@ -204,10 +206,11 @@ function tell() {
     hint = `Tap where the disc of mass ${model.masses[placing]} should go.`;
   }
   if (find("hint").textContent !== hint) find("hint").textContent = hint;
+  if (pictures.length < 2) return;
   const span = pictures[pictures.length - 1] - pictures[0];
   const rate = Math.round(1000 * (pictures.length - 1) / Math.max(span, 1));
   find("status").textContent = `${rate} pictures a second, `
-    + (withModel ? `${scene.tried} plans beside the first guess` : "without the model");
+    + (withModel ? `${scene.tried} plans tried beside the first guess` : "without the model");
 }
 
 function frame(now) {
@@ -216,7 +219,8 @@ function frame(now) {
   if (pictures.length > 90) pictures.shift();
   advance(Math.min(now - before, 100) / 1000);
   draw();
-  if (pictures.length % 15 === 0 || pictures.length < 3) tell();
+  drawn += 1;
+  if (drawn % 15 === 0) tell();
   requestAnimationFrame(frame);
 }
 
@@ -231,7 +235,6 @@ function moveGoal(i, x, y) {
     const other = goal.findIndex((_, k) => k !== i && overlap(model, moved, i, k));
     if (other < 0) {
       goal = moved;
-      goalCode = null;
       return;
     }
     const [dx, dy] = [place[0] - goal[other][0], place[1] - goal[other][1]];
@@ -250,10 +253,11 @@ function pointed(event) {
           1 - 2 * (event.clientY - area.top) / area.height];
 }
 
-function nearestGoal(x, y) {
-  const gaps = goal.map((body, i) => Math.hypot(body[0] - x, body[1] - y) - model.radii[i]);
-  const nearest = gaps.indexOf(Math.min(...gaps));
-  return gaps[nearest] < 0.12 ? nearest : null;
+// The circle of a state that is nearest to (x, y), if its rim is within `reach`; else null.
+function nearest(state, x, y, reach) {
+  const gaps = state.map((body, i) => Math.hypot(body[0] - x, body[1] - y) - model.radii[i]);
+  const least = Math.min(...gaps);
+  return least < reach ? gaps.indexOf(least) : null;
 }
 
 let grip = [0, 0];           // from the pointer to the centre of the goal that it drags
@@ -267,8 +271,12 @@ canvas.addEventListener("pointerdown", event => {
     tell();
     return;
   }
-  dragged = nearestGoal(x, y);
-  if (dragged === null) return;
+  dragged = nearest(goal, x, y, 0.1);
+  if (dragged === null) {
+    dragged = nearest(shownState(), x, y, 0);            // a disc: its goal is dragged out of it
+    if (dragged === null) return;
+    moveGoal(dragged, x, y);
+  }
   grip = [goal[dragged][0] - x, goal[dragged][1] - y];
   try {
     canvas.setPointerCapture(event.pointerId);
