@@ -199,12 +199,9 @@ function draw() {
 
 function tell() {
   const reached = worstDistance(shownState(), goal) < model.reached;
-  let hint = reached ? "All discs are at their goals: drag one away."
-                     : "Drag a dashed circle to where its disc should go.";
-  if (!withModel) hint = "No forces: the discs fly on by themselves.";
-  if (placing !== null) {
-    hint = `Tap where the disc of mass ${model.masses[placing]} should go.`;
-  }
+  let hint = reached ? "All are at their goals: drag one away." : "Drag a dashed circle, a goal.";
+  if (!withModel) hint = "No forces: the discs just fly on.";
+  if (placing !== null) hint = `Tap the goal of the disc of mass ${model.masses[placing]}.`;
   if (find("hint").textContent !== hint) find("hint").textContent = hint;
   if (pictures.length < 2) return;
   const span = pictures[pictures.length - 1] - pictures[0];
