@@ -550,7 +550,7 @@ def test_ranks_share_the_place_of_equal_numbers():
 def test_the_oracle_needs_as_many_clips_as_a_goal_is_far():
     """It needs no more than the goal is ahead, and goals far ahead need more."""
     config = hjepa.Config(samples=40, iterations=4, elites=5)
-    _, _, needed = judge.oracle_clips(config, hjepa.build_world(config), 10)
+    _, _, needed = judge.oracle_clips(config, hjepa.build_world(config), 10, CPU)
     ahead = torch.arange(10) % 5 + 1
     assert needed.shape == (10,) and (needed <= ahead).float().mean() > 0.8
     assert needed[ahead == 5].float().mean() > needed[ahead == 1].float().mean()

@@ -22,8 +22,8 @@ def plan_errors(name, run, world, drawn, device):
     errors = {}
     for plan, search in PLANS.items():
         if lists.VARIANTS[name].macro or plan != "macro":
-            errors[plan], *_ = hjepa.try_goals(search, run.model, world, run.config, drawn,
-                                               run.config.test_seed, device)
+            errors[plan] = goals.side_by_side(search, run, world, drawn, run.config.test_seed,
+                                              device)
     for tap, tap_name in enumerate(TAPS):
         space = spaces.Space(run, world, tap)
         errors[f"landscape {tap_name}"] = spaces.search(space, drawn, tap_name)[0]
@@ -32,12 +32,13 @@ def plan_errors(name, run, world, drawn, device):
 
 # ---- distances
 
-def oracle_clips(config, world, n):
+def oracle_clips(config, world, n, device):
     """-> n goals, 1, 2, ... event_clips clips ahead in turn, easy ones, too: clips now and goal
     (n, T, bodies, 4); and how many clips the search in the true simulator needs to reach them (n,):
     the fewest, or one more than there are in a macro-event."""
     most = config.event_clips
     states, _, _ = hjepa.draw_sequences(world, config, n, config.test_seed, "oracle", "cpu")
+    states = states.to(device)
     ahead = torch.arange(n) % most + 1
     now = states[:, 0]
     goal = states[torch.arange(n), ahead]
@@ -169,7 +170,8 @@ class Judge:
             self.write(training, {}, {}, broken)
             return
         if self.oracle is None:
-            self.oracle = oracle_clips(study.base, self.world, self.sizes["oracle"])
+            self.oracle = oracle_clips(study.base, self.world, self.sizes["oracle"],
+                                       study.device)
         run = runs.open_run(study, training)
         errors = plan_errors(training.name, run, self.world, self.drawn, study.device)
         states, forces, contacts = hjepa.draw_sequences(self.world, run.config, n,

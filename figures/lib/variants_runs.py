@@ -84,8 +84,8 @@ def attempt(study, training):
         world = hjepa.build_world(config)
         drawn = goals.goals_of(config, study.trial_goals, "validation")
         for i, search in enumerate(searches):
-            errors, *_ = hjepa.try_goals(search, run.model, world, config, drawn,
-                                         config.validation_seed, study.device)
+            errors = goals.side_by_side(search, run, world, drawn, config.validation_seed,
+                                        study.device)
             reached[i] = errors.amax(-1) < hjepa.REACHED
     return reached, broken
 
