@@ -280,9 +280,9 @@ def write(place, content):
     return path
 
 
-def test_a_checkpoint_cut_at_every_kilobyte_is_refused(place):
+def test_a_checkpoint_cut_anywhere_is_refused(place):
     whole = (place / "run" / "last.pt").read_bytes()
-    sizes = [*range(0, len(whole), 1024), len(whole) - 1]
+    sizes = [*range(0, len(whole), max(1024, len(whole) // 100)), len(whole) - 1]
     for i, size in enumerate(sizes):
         path = write(place, whole[:size])
         refused([FIGURES[i % 4], "--run", path, "--out", place / "out"], "last.pt")

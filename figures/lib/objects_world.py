@@ -92,6 +92,7 @@ class Boxes:
         self.objects = objects
         self.free = free
         self.force_limit = config.force_limit
+        self.actions = 2 * masses.shape[1]
         self.acting = None                      # the forces of the last clip that was filmed
         rows, number = torch.unique(masses, dim=0, return_inverse=True)
         self.groups = []

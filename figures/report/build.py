@@ -39,6 +39,7 @@ import claims                                                             # noqa
 import page                                                               # noqa: E402
 import readme                                                             # noqa: E402
 import tables                                                             # noqa: E402
+import tables_studies                                                     # noqa: E402,F401
 from lib.resolve import Missing, ResultFiles                              # noqa: E402
 
 PAGES = ("report", "report-tables")             # NAME.md.in -> NAME.md and NAME.html

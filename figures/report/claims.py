@@ -267,6 +267,35 @@ def jump_needs_maps_and_velocity(files):
                for variant in ("no maps", "positions only"))
 
 
+def latent(files, name, kicks="two"):
+    return row(files, "latent", kicks=kicks, name=name)
+
+
+def two_values_suffice(files):
+    low, high = latent(files, "K = 2")["over_told_ci"]
+    return low < 1 < high
+
+
+def capacity_flattens_energy(files):
+    """Energy of what never happens, as a multiple of that of what happened: it falls."""
+    def apart(name):
+        found = latent(files, name)
+        return found["energy_body"] / found["energy"]
+    return all(apart(f"d = 256, {family}") < 0.6 * apart(f"d = 1, {family}")
+               for family in ("free", "from scratch"))
+
+
+def penalty_prevents(files):
+    few, many = (latent(files, f"d = {d}, penalty") for d in (8, 256))
+    return abs(many["energy_body"] / few["energy_body"] - 1) < 0.1
+
+
+def worst_zeta_does_not_help(files):
+    return all(row(files, "latent", "plans", kicks=kicks, planner="worst over zeta")[key]
+               >= row(files, "latent", "plans", kicks=kicks, planner="mean over zeta")[key]
+               for kicks in ("two", "ring") for key in ("mean", "worst"))
+
+
 REPORT = {
     "The embeddings do not collapse": no_collapse,
     "At the end of training it is most of the composite": covariance_is_most,
@@ -315,6 +344,11 @@ REPORT = {
         parts_make_no_difference,
     "One macro jump loses goals without the maps and without velocity":
         jump_needs_maps_and_velocity,
+    "as good as the told one within its interval": two_values_suffice,
+    "the energy of futures that never happen comes near that of what happened":
+        capacity_flattens_energy,
+    "A penalty on zeta prevents most of it": penalty_prevents,
+    "Planning for the worst zeta does not help": worst_zeta_does_not_help,
 }
 
 README = {
