@@ -244,10 +244,13 @@ def test_info_nce_is_log_b_for_equal_scores_and_the_literal_one():
     p, t = noise(6, 5), noise(6, 5, seed=1)
     expected = 0.0
     for i in range(6):
-        scores = torch.stack([-(p[i] - t[j]).square().mean() / 0.5 for j in range(6)])
-        expected -= (scores[i] - scores.logsumexp(0)) / 6
+        of_targets = torch.stack([-(p[i] - t[j]).square().mean() / 0.5 for j in range(6)])
+        of_predictions = torch.stack([-(p[j] - t[i]).square().mean() / 0.5 for j in range(6)])
+        for scores in (of_targets, of_predictions):
+            expected -= (scores[i] - scores.logsumexp(0)) / 12
     torch.testing.assert_close(losses.info_nce(p, t, 0.5), expected)
     assert losses.info_nce(10 * p, 10 * p, 0.1) < 1e-3
+    assert losses.info_nce(100 * p, p, 0.1) > losses.info_nce(p, p, 0.1) + 1    # length matters
     _, total, terms = terms_of("contrastive, 16 dimensions")
     e = hjepa.embeddings(built("contrastive, 16 dimensions")[0], *batch())
     torch.testing.assert_close(terms["pred1"], losses.info_nce(e["p1"], e["t1"], 0.1))

@@ -50,11 +50,12 @@ def directions_inside(frame, sizes, count, gen):
 
 
 def info_nce(p, t, temperature):
-    """p, t (..., B, D) -> which of the batch's targets is it? Mean cross-entropy; log B if all
-    scores are equal.
+    """p, t (..., B, D) -> which of the batch's targets is it, and which prediction was this target's?
+    Mean of both cross-entropies; log B if all scores are equal.
 
     A score is minus the mean squared distance, over the temperature: the energy that is planned
-    with.
+    with. The first question alone would leave the length of p free, since it is the same for all
+    targets, and a roll-out that is too long misses every goal.
     """
     p, t = p.float(), t.float()
     with torch.autocast(p.device.type, enabled=False):
@@ -63,8 +64,9 @@ def info_nce(p, t, temperature):
     t_square = t.square().sum(-1)[..., None, :]
     distance = (p_square + t_square - 2 * product) / p.shape[-1]
     scores = -distance / temperature
-    right = scores.log_softmax(-1).diagonal(dim1=-2, dim2=-1)             # (..., B)
-    return -right.mean()
+    which_target = scores.log_softmax(-1).diagonal(dim1=-2, dim2=-1)      # (..., B)
+    which_prediction = scores.log_softmax(-2).diagonal(dim1=-2, dim2=-1)
+    return -(which_target.mean() + which_prediction.mean()) / 2
 
 
 def barlow(p, t, off_diagonal=0.005, eps=1e-5):
