@@ -2485,7 +2485,7 @@ def save_gif(path, world, states, goal, forces, clip_frames, title):
     """An episode, states (T, bodies, 4), goal (bodies, 4), forces (K, A), in slow motion. The last
     frame stays for a second."""
     from matplotlib.animation import PillowWriter
-    figure, axes = new_figure(1, 1, 4, 4.2)
+    figure, axes = new_figure(1, 1, 4, 4.4)
     frames_a_second = 12
     writer = PillowWriter(fps=frames_a_second)
     with whole_file(path) as part:
@@ -2667,7 +2667,7 @@ def draw_plans(args):
     summary.update(frames=horizons[0], lists=lists, episode=number, rows=rows)
     save_figure(args.out, "plan", figure, summary, arrays)
     save_gif(args.out / "plan.gif", world, states[number], goal, forces[number],
-             config.clip_frames, f"goal {number}")
+             config.clip_frames, f"{planner}, {saved['epoch']} epochs\ngoal {number}")
     print(f"wrote {args.out / 'plan.gif'}: goal {number} dashed, forces as arrows, {planner}")
 
 

@@ -118,6 +118,12 @@ done
 for name in representation dynamics response surprise; do
     measure "$weights" "$out" figures/$name.py --run "$run" $n
 done
+latent=""
+if [ "$mode" = smoke ]; then
+    latent="--sequences 512 --epochs 1"
+fi
+measure "$weights" "$out" figures/latent.py --run "$run" --trainings "runs/latent-$mode" $n $goals \
+    $latent
 measure "$weights" "$out" figures/episode.py --run "$run"
 measure "$weights" "$out" figures/landscapes.py --run "$run" $goals
 
@@ -132,7 +138,7 @@ measure "$weights" "$out" figures/report/diagram.py --run "$run"
 if [ "$mode" = paper ]; then
     measure "$weights" "$out" figures/hierarchy.py --run "$run"
 
-    # Three seeds of the short training, the ablations, and timings.
+    # Three seeds of the short training, the variants of a small one, and timings.
     for seed in 0 1 2; do
         say "training preset quick with seed $seed"
         $py hjepa.py train --preset quick --seed $seed --run "runs/quick-$seed"
@@ -142,7 +148,11 @@ if [ "$mode" = paper ]; then
     measure "$quick" "$out/seeds" figures/planning.py --run runs/quick-0 --run runs/quick-1 \
         --run runs/quick-2 --frames 25 --only oracle "macro open loop" "macro from guess" \
         "short replanned" "replanned from guess"
-    measure "$quick" "$out" figures/ablation.py --run runs/quick-0
+    say "training a small model, for the variants"
+    $py hjepa.py train --preset quick --precision fp32 --validate-every 0 --sequences 24500 \
+        --width 64 --depth 2 --short-width 256 --macro-width 256 --macro-blocks 5 \
+        --predictor-blocks 2 --guess-width 384 --run runs/small
+    measure runs/small/last.pt "$out" figures/variants.py --run runs/small --trial-epochs 2
     install figures/requirements-speed.txt --no-deps || say "what is not installed will be skipped"
     measure "$quick" "$out" figures/speed_time.py --run runs/quick-0 --precision auto \
         --epochs 3 4 5 6 --n 100

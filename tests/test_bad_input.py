@@ -416,7 +416,7 @@ def script(name):
 
 
 SCRIPTS = {"dynamics": "--n", "response": "--n", "surprise": "--n", "representation": "--n",
-           "planning": "--goals", "ablation": "--goals", "episode": "--goals",
+           "planning": "--goals", "episode": "--goals",
            "variants": "--goals", "cost_maps": "--goals"}
 
 

@@ -97,7 +97,8 @@ def read_note(study, training, name, made_with):
     except (ValueError, KeyError, TypeError):
         raise hjepa.Refusal(f"{path} is damaged: move it away") from None
     wanted = plain_config(study, training)
-    differ = [key for key in wanted if config.get(key) != wanted[key]]
+    defaults = dataclasses.asdict(hjepa.Config())           # a setting may be newer than the note
+    differ = [key for key in wanted if config.get(key, defaults.get(key)) != wanted[key]]
     if differ:
         raise hjepa.Refusal(f"{path.parent} was trained with another {', '.join(differ)}: move it "
                             "away, or name another --run")

@@ -63,8 +63,14 @@ def r2(files, source, target, file="representation"):
     return row(files, file, source=source, target=target)
 
 
-def without(files, variant):
-    return row(files, "ablation", variant=variant)
+def variant(files, name):
+    """The row of a variant, of the longest training."""
+    return row(files, "variants", variant=name, epochs=max(files["variants"]["epochs"]))
+
+
+def gains(files, plan, *names):
+    """-> where the intervals of these variants' differences from the run lie, a set."""
+    return {side(variant(files, name)[f"{plan}_gain_ci"]) for name in names}
 
 
 # The claims.
@@ -247,24 +253,82 @@ def flat_reaches_most(files):
     return max(tried, key=lambda plan: plan["mean_body"])["planner"] == "flat"
 
 
-def parts_are_necessary(files):
-    return all(without(files, variant)["replanned mean_body"] < 0.2
-               for variant in ("no variance term", "no covariance term", "one-step training"))
+def both_terms_are_needed(files):
+    bare = ("no variance term", "no covariance term", "no regulariser")
+    return gains(files, "closed", *bare) == {BELOW}
 
 
-def parts_cost_goals(files):
-    return all(side(without(files, variant)["replanned mean_body gain_ci"]) == BELOW
-               for variant in ("stopped targets", "shared encoder"))
+def error_says_nothing(files):
+    longest = max(files["variants"]["epochs"])
+    errors = {row["variant"]: row["macro_error"] for row in files["variants"]["rows"]
+              if row["epochs"] == longest and "macro_error" in row}
+    return min(errors, key=errors.get) == "no covariance term"
 
 
-def parts_make_no_difference(files):
-    return all(side(without(files, variant)["replanned mean_body gain_ci"]) == OPEN
-               for variant in ("no symmetries", "no maps", "no macro level", "positions only"))
+def kin_of_vicreg_do_as_well(files):
+    kin = ("VICReg on an expander", "Barlow Twins")
+    return gains(files, "closed", *kin) == {OPEN} and gains(files, "macro", *kin) == {BELOW}
 
 
-def jump_needs_maps_and_velocity(files):
-    return all(side(without(files, variant)["macro success gain_ci"]) == BELOW
-               for variant in ("no maps", "positions only"))
+def averages_do_not_collapse(files):
+    return variant(files, "EMA target")["rank1"] > 20
+
+
+def averages_plan_worse(files):
+    return gains(files, "closed", "EMA target", "EMA target and VICReg") == {BELOW}
+
+
+def normality_is_not_enough(files):
+    return (gains(files, "closed", "SIGReg", "SIGReg in sub-spaces") == {BELOW}
+            and variant(files, "SIGReg")["t2"] < variant(files, "the run")["t2"] - 0.3)
+
+
+def signals_make_no_difference(files):
+    more = ("no temporal similarity", "no first guess", "inverse dynamics", "straightening",
+            "biasing heads", "dense and deep")
+    return gains(files, "closed", *more) == {OPEN}
+
+
+def one_step_reaches_nothing(files):
+    return variant(files, "one-step training")["closed"] < 0.01
+
+
+def roll_outs_must_be_long(files):
+    enough = ("from every clip, 3 steps", "from every clip, 5 steps")
+    return (gains(files, "closed", "from every clip, 2 steps") == {BELOW}
+            and gains(files, "closed", *enough) == {OPEN})
+
+
+def frozen_and_gaussian_lose(files):
+    return gains(files, "closed", "frozen encoder", "Gaussian") == {BELOW}
+
+
+def no_difference_for_the_short_level(files):
+    return gains(files, "closed", "shared encoder", "no maps", "no macro level") == {OPEN}
+
+
+def sizes_make_no_difference(files):
+    sizes = [f"{latent} dimensions" for latent in (16, 32, 64, 128)]
+    frames = [f"{count} frame{'s' * (count > 1)}" for count in (1, 2, 3)]
+    return gains(files, "closed", *sizes, *frames) == {OPEN}
+
+
+def positions_alone_are_not_enough(files):
+    blind = [row for row in files["variants"]["rows"] if row["epochs"] == 9
+             and row["variant"].startswith("positions only")]
+    return (max(row["closed"] for row in blind) < 0.2
+            and min(row["t1"] for row in blind) > variant(files, "the run")["t1"])
+
+
+def narrow_forces_lose(files):
+    return gains(files, "closed", "narrow forces") == {BELOW}
+
+
+def fewer_contacts_win(files):
+    longest = max(files["variants"]["epochs"])
+    above = {row["variant"] for row in files["variants"]["rows"] if row["epochs"] == longest
+             and side(row.get("closed_gain_ci", (0, 0))) == ABOVE}
+    return "contacts in 10 %" in above and above <= {"contacts in 10 %", "contacts in 24 %"}
 
 
 def latent(files, name, kicks="two"):
@@ -338,12 +402,23 @@ REPORT = {
     "no planner with both levels is shown to reach more goals than the flat one":
         two_levels_do_not_win,
     "With enough calls the flat planner reaches the most goals at 75 frames": flat_reaches_most,
-    "Variance, covariance and roll-outs in training are necessary": parts_are_necessary,
-    "Stopping the gradient of the targets or sharing one encoder costs goals": parts_cost_goals,
-    "Symmetries, maps, the macro level and observed velocity make no difference shown":
-        parts_make_no_difference,
-    "One macro jump loses goals without the maps and without velocity":
-        jump_needs_maps_and_velocity,
+    "VICReg needs both terms": both_terms_are_needed,
+    "across systems, error says nothing about plans": error_says_nothing,
+    "do as well in closed loop, and lose jumps": kin_of_vicreg_do_as_well,
+    "A moving-average target does not collapse even without a regulariser":
+        averages_do_not_collapse,
+    "It plans worse, and no better with VICReg": averages_plan_worse,
+    "That one test of normality replaces all else": normality_is_not_enough,
+    "make no difference shown. EB-JEPA needs": signals_make_no_difference,
+    "P1 never meets the space in which it is rolled out, and reaches nothing":
+        one_step_reaches_nothing,
+    "Two steps are too few": roll_outs_must_be_long,
+    "So does a Gaussian prediction": frozen_and_gaussian_lose,
+    "Maps and macro level do not help the short level": no_difference_for_the_short_level,
+    "Embeddings of 16 to 256 dimensions do equally well": sizes_make_no_difference,
+    "from positions alone nothing is reached": positions_alone_are_not_enough,
+    "Forces that each lead to a goal cover less": narrow_forces_lose,
+    "Nothing else beats the run in closed loop": fewer_contacts_win,
     "as good as the told one within its interval": two_values_suffice,
     "the energy of futures that never happen comes near that of what happened":
         capacity_flattens_energy,
@@ -355,6 +430,6 @@ README = {
     "It is the model": controls_reach_nothing,
     "It knows contacts": knows_contacts,
     "Predicting embeddings costs nothing here, and wins nothing": equals_state_network,
-    "VICReg is needed": parts_are_necessary,
+    "VICReg is needed": both_terms_are_needed,
     "Two levels do not pay yet": two_levels_do_not_win,
 }

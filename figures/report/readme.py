@@ -10,15 +10,12 @@ A number in running text stands there as a person wrote it. readme.toml says for
 its numbers come from; `wrong` compares, and `unlisted` finds percentages and decimals that are
 neither generated nor listed.
 """
-import contextlib
-import io
 import re
 import tomllib
 from pathlib import Path
 
 import tables
 
-import hjepa
 
 HERE = Path(__file__).resolve().parent
 BLOCK = re.compile(r"(<!-- table (\w+): made by figures/report/build\.py -->\n)(.*?)(<!-- end -->)",
@@ -52,17 +49,6 @@ def expect(results, root):
     return tables.grid(["you have", "python hjepa.py", "time", "expect"], rows)
 
 
-def log(results, root):
-    """Three lines of a healthy run, as training prints them."""
-    names = ("epoch", "composite", "pred1", "pred2", "std_z1", "cov_z1", "std_min", "rank")
-    rows = results["quick/curves"]["rows"]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for row in (rows[0], rows[len(rows) // 2], rows[-1]):
-            hjepa.print_row({name: row[name] for name in names}, head=row is rows[0])
-    return f"```\n{printed.getvalue().rstrip()}\n```"
-
-
 def sections(results, root):
     """What hjepa.py holds, and where."""
     text = (root / "hjepa.py").read_text()
@@ -76,7 +62,7 @@ def sections(results, root):
     return tables.grid(["section of `hjepa.py`", "what it holds", "lines"], rows)
 
 
-BLOCKS = {"goals": goals, "expect": expect, "log": log, "sections": sections}
+BLOCKS = {"goals": goals, "expect": expect, "sections": sections}
 
 
 def renew(text, results, root):

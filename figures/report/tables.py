@@ -526,7 +526,7 @@ def seeds(content):
                 rows)
 
 
-# Two levels, and the parts of a run.
+# Two levels.
 
 @uses("hierarchy")
 def hierarchy(content):
@@ -601,43 +601,6 @@ def hierarchy_75(content):
                              f"{row['seconds']:.2f}"])
     return grid([f"{frames} frames", "setting", "mean body within 0.1", "predictor calls",
                  "seconds"], rows)
-
-
-@uses("ablation")
-def ablation(content):
-    """The run without each part."""
-    rows = []
-    for row in content["rows"]:
-        cells = []
-        for key in ("replanned mean_body", "macro success"):
-            if key not in row:
-                cells += ["", ""]
-            elif row["variant"] == "full":
-                cells += [percent(row[key]), ""]
-            else:
-                cells += [percent(row[key]), points(row[f"{key} gain"], row[f"{key} gain_ci"])]
-        rows.append([row["variant"], *cells, number(row["std_min"], digits=2),
-                     number(row["rank"], digits=0)])
-    return grid(["variant", "replanned, mean body", "difference", "one jump, worst body",
-                 "difference", "smallest deviation", "effective rank"], rows)
-
-
-@uses("ablation")
-def ablation_all(content):
-    """The same with every measure."""
-    rows = []
-    for row in content["rows"]:
-        cells = []
-        for key in ("replanned mean_body", "replanned success", "macro mean_body", "macro success"):
-            if key in row:
-                cells += [percent(row[key]), points(row[f"{key} gain"], row[f"{key} gain_ci"])]
-            else:
-                cells += ["", ""]
-        rows.append([row["variant"], *cells, number(row["position r2"], digits=4),
-                     number(row["velocity r2"], digits=4)])
-    return grid(["variant", "replanned, mean body", "gain", "replanned, worst body", "gain",
-                 "one jump, mean body", "gain", "one jump, worst body", "gain", "position R2",
-                 "velocity R2"], rows)
 
 
 # Speed.

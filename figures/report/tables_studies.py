@@ -2,7 +2,64 @@
 
 As in tables.py, a table is named after its function and returns Markdown.
 """
-from tables import grid, number, percent, uses, value
+from tables import grid, number, one, percent, points, uses, value
+
+
+# Variants.
+
+def of_the_run(content, epochs):
+    """The row of the run itself at this length of training."""
+    return one(content["rows"], variant="the run", epochs=epochs)
+
+
+def gain_of(content, row, plan):
+    """A row of variants.json -> '+3.1 (-1.0 to +7.0)' against the run; "" if it cannot be said."""
+    if f"{plan}_gain_ci" not in row:
+        return ""
+    base = of_the_run(content, row["epochs"])
+    return points(row[plan] - base[plan], row[f"{plan}_gain_ci"])
+
+
+def apart_from_the_run(row):
+    """Does the interval of its gain in closed loop leave zero out?"""
+    low, high = row.get("closed_gain_ci", (0, 0))
+    return low > 0 or high < 0
+
+
+def cells_of_variant(content, row):
+    """The columns of both tables of variants, without the name."""
+    jump = percent(row["macro"]) if "macro" in row else ""
+    error = number(row["macro_error"]) if "macro_error" in row else ""
+    return [percent(row["closed"]), gain_of(content, row, "closed"), jump,
+            percent(row["t1"]), percent(row["t2"]), error,
+            f"{row['rank1']:.0f}, {row['rank2']:.0f}"]
+
+
+VARIANT_HEAD = ["closed loop", "difference", "one jump", "simulator, t1", "simulator, t2",
+                "error of P2", "ranks"]
+
+
+@uses("variants")
+def variants(content):
+    """The longest training: the run, and what differs from it beyond the interval."""
+    longest = max(content["epochs"])
+    rows = [row for row in content["rows"] if row["epochs"] == longest and "closed" in row]
+    rows = [row for row in rows if row["variant"] == "the run" or apart_from_the_run(row)]
+    rows.sort(key=lambda row: -row["closed"])
+    return grid(["variant", *VARIANT_HEAD],
+                [[row["variant"], *cells_of_variant(content, row)] for row in rows])
+
+
+@uses("variants")
+def variants_all(content):
+    """Every variant at every length, in the order of the list."""
+    rows = []
+    for row in content["rows"]:
+        if "broken" in row:
+            rows.append([row["variant"], row["epochs"], row["broken"], *[""] * 6])
+        else:
+            rows.append([row["variant"], row["epochs"], *cells_of_variant(content, row)])
+    return grid(["variant", "epochs", *VARIANT_HEAD], rows)
 
 
 # What cannot be predicted.
