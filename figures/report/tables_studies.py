@@ -2,23 +2,10 @@
 
 As in tables.py, a table is named after its function and returns Markdown.
 """
-from tables import grid, number, one, percent, points, uses, value
+from tables import grid, number, percent, points, uses, value
 
 
 # Variants.
-
-def of_the_run(content, epochs):
-    """The row of the run itself at this length of training."""
-    return one(content["rows"], variant="the run", epochs=epochs)
-
-
-def gain_of(content, row, plan):
-    """A row of variants.json -> '+3.1 (-1.0 to +7.0)' against the run; "" if it cannot be said."""
-    if f"{plan}_gain_ci" not in row:
-        return ""
-    base = of_the_run(content, row["epochs"])
-    return points(row[plan] - base[plan], row[f"{plan}_gain_ci"])
-
 
 def apart_from_the_run(row):
     """Does the interval of its gain in closed loop leave zero out?"""
@@ -26,11 +13,12 @@ def apart_from_the_run(row):
     return low > 0 or high < 0
 
 
-def cells_of_variant(content, row):
+def cells_of_variant(row):
     """The columns of both tables of variants, without the name."""
+    gain = points(row["closed_gain"], row["closed_gain_ci"]) if "closed_gain" in row else ""
     jump = percent(row["macro"]) if "macro" in row else ""
     error = number(row["macro_error"]) if "macro_error" in row else ""
-    return [percent(row["closed"]), gain_of(content, row, "closed"), jump,
+    return [percent(row["closed"]), gain, jump,
             percent(row["t1"]), percent(row["t2"]), error,
             f"{row['rank1']:.0f}, {row['rank2']:.0f}"]
 
@@ -47,7 +35,7 @@ def variants(content):
     rows = [row for row in rows if row["variant"] == "the run" or apart_from_the_run(row)]
     rows.sort(key=lambda row: -row["closed"])
     return grid(["variant", *VARIANT_HEAD],
-                [[row["variant"], *cells_of_variant(content, row)] for row in rows])
+                [[row["variant"], *cells_of_variant(row)] for row in rows])
 
 
 @uses("variants")
@@ -58,7 +46,7 @@ def variants_all(content):
         if "broken" in row:
             rows.append([row["variant"], row["epochs"], row["broken"], *[""] * 6])
         else:
-            rows.append([row["variant"], row["epochs"], *cells_of_variant(content, row)])
+            rows.append([row["variant"], row["epochs"], *cells_of_variant(row)])
     return grid(["variant", "epochs", *VARIANT_HEAD], rows)
 
 
