@@ -2,7 +2,7 @@
 
     python figures/pictures.py                             # trains in runs/pictures, measures
     python figures/pictures.py --only images --seeds 0 1 2
-    python figures/pictures.py --epochs 1 --films 8        # every step, learns little
+    python figures/pictures.py --preset smoke --films 8    # every step, learns nothing
 
 Data: 5,000 digits of MNIST (lib/pictures_data.py says where from): 3,500 to train, 500 to choose,
 1,000 to test. No label and no place is seen in training; the probes read them from the frozen
@@ -11,11 +11,13 @@ embedding of pictures as they are, not of views.
 images: two random views of a digit, the identity as predictor; VICReg or SIGReg, each on the
     embedding itself and behind a projector. Rows: accuracy on test digits of a linear probe and of
     the nearest neighbours. Controls: raw pixels, the encoder with its start weights.
-video: two digits that move and bounce in 64 x 64. A frame is embedded; a predictor of the last two
-    embeddings is rolled out. Trained with roll-outs of 1, 4 and 8 steps. Rows: how far the places
-    that a linear probe reads from imagined embeddings are from the digits, step by step. Controls:
-    places as they were last seen; read from the frames to come; the model with its start weights.
-    As nothing is decoded, the picture shows the training frame nearest to what is imagined.
+video: two digits that move and bounce in 64 x 64. Two frames are embedded together; a predictor of
+    the last two embeddings is rolled out after three frames. Trained with roll-outs of 1, 4 and 8
+    steps. Rows: how far the places that a linear probe reads from imagined embeddings are from the
+    digits, step by step; the digits are paired the better way, so their order does not matter.
+    Controls: places as last seen, and straight on without a bounce, both from the true places; read
+    from the frames to come; the model with its start weights. As nothing is decoded, the picture
+    shows the training frame nearest to what is imagined.
 
 The models and losses are in lib/pictures_model.py, the probes in lib/pictures_probes.py. VICReg
 terms, predictor, schedule and ridge probe are hjepa.py's own. The task and the rows are those of
@@ -31,12 +33,17 @@ from lib.pictures_model import ImageSettings, VideoSettings, build
 import hjepa
 import torch
 
+# Settings of images, of video.
+PRESETS = {"small": ({}, {}),
+           "smoke": (dict(epochs=1, steps=2, batch=8, width=4, latent=16, hidden=16),
+                     dict(epochs=1, steps=2, batch=3, width=4, latent=8, hidden=16,
+                          predictor_width=16, frames=11))}
 SIGREG = dict(regulariser="SIGReg", pred=1.0, gauss=10.0, std=0.0, cov=0.0)
 IMAGES = {"VICReg, projector": {}, "VICReg": dict(projected=0),
           "SIGReg, projector": dict(projected=128, **SIGREG),
           "SIGReg": dict(projected=0, **SIGREG)}
 ROLLOUTS = (1, 4, 8)                            # K of the trainings
-HORIZON = 16                                    # steps that are imagined after two frames
+HORIZON = 16                                    # steps that are imagined after three frames
 FILM_SEED = 2_000_000                           # as in hjepa.py: no training has it
 SHOWN = (1, 2, 4, 6, 8, 12, 16)                 # steps in the picture
 
@@ -79,14 +86,13 @@ def image_row(name, encoders, parts):
 def measure_images(args, parts):
     """-> rows, arrays, seconds of training per model."""
     encoders = {"raw pixels": [lambda pictures: pictures.flatten(1)]}
-    untrained = [build(ImageSettings(seed=seed)).encoder.to(args.device).eval()
-                 for seed in args.seeds]
-    encoders["untrained"] = untrained
+    encoders["untrained"] = [build(image_settings(args, seed)).to(args.device).eval().embed
+                             for seed in args.seeds]
     seconds = {}
     for name, options in IMAGES.items():
-        trained = [train(args, "image " + name, ImageSettings(seed=seed, **options), parts)
+        trained = [train(args, "image " + name, image_settings(args, seed, **options), parts)
                    for seed in args.seeds]
-        encoders[name] = [model.encoder for model, _ in trained]
+        encoders[name] = [model.embed for model, _ in trained]
         seconds[name] = seconds_of(trained)
     rows, arrays = [], {}
     for name, several in encoders.items():
@@ -101,41 +107,53 @@ def measure_images(args, parts):
 
 # ---- video
 
-@torch.no_grad()
-def draw_embedded(model, pictures, n, purpose):
-    """-> z (n, T, D), centres (n, T, 2, 2), on the CPU, films on the pictures' device."""
+def draw_films(pictures, n, purpose):
+    """-> films (n, HORIZON + 3, 64, 64), centres (n, HORIZON + 3, 2, 2): 3 frames are seen."""
     gen = hjepa.generator(FILM_SEED, "pictures films, " + purpose)
-    films, centres = pictures_data.draw_films(pictures, n, HORIZON + 2, gen)
+    return pictures_data.draw_films(pictures, n, HORIZON + 1 + VideoSettings.window, gen)
+
+
+@torch.no_grad()
+def embed_films(model, films, centres):
+    """-> z (n, HORIZON + 2, D), and the centres in the last frame that each z has seen, on the
+    CPU."""
     z = torch.cat([model.embed(chunk) for chunk in films.split(50)])
-    return z.float().cpu(), centres.cpu(), films
+    return z.float().cpu(), centres[:, model.window - 1:].cpu()
 
 
 @torch.no_grad()
 def imagine(model, z, device):
-    """z (B, T, D) -> p (B, HORIZON, D) after its first two frames, on the CPU."""
+    """z (B, Z, D) -> p (B, HORIZON, D) after the first two, on the CPU."""
     first, second = z[:, 0].to(device), z[:, 1].to(device)
     return model.rollout(first, second, HORIZON).float().cpu()
 
 
 def video_errors(model, parts, films, device):
     """-> dict of errors in pixels (films, HORIZON): read from what is imagined, and from the frames
-    themselves."""
-    sets = [draw_embedded(model, parts[name][0], count, name)[:2]
-            for name, count in (("train", 3 * films), ("validation", films))]
-    read = pictures_probes.place_reader(*[(z.flatten(0, 1), centres.flatten(0, 1))
-                                          for z, centres in sets])
-    z, centres, _ = draw_embedded(model, parts["test"][0], films, "test")
-    to_come = centres[:, 2:]
-    return {"imagined": pictures_probes.place_error(read(imagine(model, z, device)), to_come),
-            "read from the frames": pictures_probes.place_error(read(z[:, 2:]), to_come)}
+    themselves.
+
+    Each has a probe of its own: fitted on embeddings of training films, with the penalty that is
+    best, on validation films, for what it is to read.
+    """
+    sets = {name: embed_films(model, *draw_films(parts[name][0], count, name))
+            for name, count in (("train", 3 * films), ("validation", films), ("test", films))}
+    train = [part.flatten(0, 1) for part in sets["train"]]
+    errors = {}
+    for name, predict in (("imagined", lambda z: imagine(model, z, device)),
+                          ("read from the frames", lambda z: z[:, 2:])):
+        z, centres = sets["validation"]
+        validation = predict(z).flatten(0, 1), centres[:, 2:].flatten(0, 1)
+        read = pictures_probes.place_reader(train, validation)
+        z, centres = sets["test"]
+        errors[name] = pictures_probes.place_error(read(predict(z)), centres[:, 2:])
+    return errors
 
 
 def blind_errors(parts, films):
     """-> dict of errors in pixels (films, HORIZON) of guesses without a model: places as last seen,
     and places that go on as they went, without a bounce."""
-    gen = hjepa.generator(FILM_SEED, "pictures films, test")
-    _, centres = pictures_data.draw_films(parts["test"][0], films, HORIZON + 2, gen)
-    centres = centres.cpu()
+    _, centres = draw_films(parts["test"][0], films, "test")
+    centres = centres[:, VideoSettings.window - 1:].cpu()
     last = centres[:, 1:2]
     steps = torch.arange(1, HORIZON + 1)[:, None, None]
     straight = last + steps * (last - centres[:, :1])
@@ -161,7 +179,7 @@ def measure_video(args, parts):
     found, seconds, models = {}, {}, {}
     for name, errors in blind_errors(parts, args.films).items():
         found[name] = [errors]
-    settings = [VideoSettings(seed=seed) for seed in args.seeds]
+    settings = [video_settings(args, seed) for seed in args.seeds]
     start = [build(each).to(args.device).eval() for each in settings]
     runs = {"untrained": start}
     for orders in ROLLOUTS:
@@ -189,15 +207,17 @@ def measure_video(args, parts):
 def show_rollouts(models, parts, device, known=150):
     """-> list of (title, frames (len(SHOWN), 64, 64)): a test film, and what the models imagine, as
     the training frame whose embedding is nearest."""
-    strips = []
+    film, film_centres = draw_films(parts["test"][0], 1, "test")
+    films, bank_centres = draw_films(parts["train"][0], known, "shown")
+    index = torch.tensor(SHOWN)
+    first = VideoSettings.window - 1            # the frame that ends the first embedding
+    frames = films[:, first:].flatten(0, 1).cpu()
+    strips = [("the film", film[0, index + 1 + first].cpu())]
     for name in (f"{ROLLOUTS[0]} step", f"{ROLLOUTS[-1]} steps"):
         model = models[name]
-        z, _, films = draw_embedded(model, parts["test"][0], 1, "test")
-        bank, _, frames = draw_embedded(model, parts["train"][0], known, "shown")
-        bank, frames = bank.flatten(0, 1), frames.flatten(0, 1).cpu()
-        index = torch.tensor(SHOWN)
-        if not strips:
-            strips.append(("the film", films[0, index + 1].cpu()))
+        z, _ = embed_films(model, film, film_centres)
+        bank, _ = embed_films(model, films, bank_centres)
+        bank = bank.flatten(0, 1)
         to_come = z[0, index + 1]
         imagined = imagine(model, z, device)[0, index - 1]
         strips.append((f"{name}: nearest to the frame",
@@ -209,10 +229,20 @@ def show_rollouts(models, parts, device, known=150):
 
 # ---- the study
 
+def image_settings(args, seed, **options):
+    """-> ImageSettings of the command line and a row."""
+    settings = ImageSettings(seed=seed, **{**PRESETS[args.preset][0], **options})
+    return dataclasses.replace(settings, epochs=args.epochs or settings.epochs)
+
+
+def video_settings(args, seed):
+    """-> VideoSettings of the command line."""
+    settings = VideoSettings(seed=seed, **PRESETS[args.preset][1])
+    return dataclasses.replace(settings, epochs=args.epochs or settings.epochs)
+
+
 def train(args, name, settings, parts):
     """-> model, rows of its training, which is now if it was not before."""
-    if args.epochs is not None:
-        settings = dataclasses.replace(settings, epochs=args.epochs)
     name = name.replace(",", "").replace(" ", "-")
     path = args.run / f"{name}-{settings.seed}.pt"
     print(f"{path}: {settings.epochs} epochs of {settings.steps} steps", flush=True)
@@ -225,6 +255,13 @@ def seconds_of(trained):
     return total / len(trained)
 
 
+def settings_without_seed(settings):
+    """-> a dict for the JSON, which has the seeds elsewhere."""
+    values = dataclasses.asdict(settings)
+    del values["seed"]
+    return values
+
+
 def measure(args):
     """-> runs, as cli.publish wants them, cli.Results."""
     pictures, labels = pictures_data.read_digits()
@@ -234,20 +271,20 @@ def measure(args):
     arrays, draws = {}, {}
     if args.only != "video":
         rows, found, seconds = measure_images(args, parts)
-        summary.update(images=rows, images_settings=dataclasses.asdict(ImageSettings()),
+        summary.update(images=rows, images_settings=settings_without_seed(image_settings(args, 0)),
                        images_variants=IMAGES, images_seconds=seconds)
         arrays.update(found)
         draws["images"] = rows
     if args.only != "images":
         rows, found, seconds, strips = measure_video(args, parts)
         summary.update(films=args.films, horizon=HORIZON, video=rows,
-                       video_settings=dataclasses.asdict(VideoSettings()), video_seconds=seconds)
+                       video_settings=settings_without_seed(video_settings(args, 0)), video_seconds=seconds)
         arrays.update(found)
         draws["video"] = rows
         draws["strips"] = strips
-    kind = VideoSettings if args.only == "video" else ImageSettings
-    epochs = args.epochs or kind().epochs
-    runs = [cli.Run(None, kind(seed=seed, epochs=epochs), epochs) for seed in args.seeds]
+    kind = video_settings if args.only == "video" else image_settings
+    settings = [kind(args, seed) for seed in args.seeds]
+    runs = [cli.Run(None, each, each.epochs) for each in settings]
     results = cli.Results(len(parts["test"][1]), summary, arrays,
                           lambda: pictures_draw.draw(SHOWN, **draws))
     return runs, results
@@ -257,8 +294,9 @@ def make_parser():
     parser = hjepa.Parser(prog="figures/pictures.py", description=__doc__, allow_abbrev=False,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("images", "video"), help="one half of the study")
-    parser.add_argument("--run", type=Path, default=Path("runs/pictures"),
-                        help="where models are kept (runs/pictures)")
+    parser.add_argument("--preset", choices=PRESETS, default="small", help="default: small")
+    parser.add_argument("--run", type=Path, help="where models are kept (default: runs/pictures, "
+                        "or runs/pictures-smoke)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of training (0)")
     parser.add_argument("--epochs", type=int, help="of every training (default: "
                         f"{ImageSettings().epochs}, video {VideoSettings().epochs})")
@@ -281,6 +319,8 @@ def parse(argv=None):
     args.name = "pictures"
     args.argv = argv
     args.precision = "fp32"
+    where = "runs/pictures" if args.preset == "small" else f"runs/pictures-{args.preset}"
+    args.run = args.run or Path(where)
     args.out = args.out or args.run / "figures"
     args.device = hjepa.pick_device(args.device)
     hjepa.try_out(args.out)

