@@ -58,7 +58,7 @@ class ImageSettings(Training):
 @dataclasses.dataclass(frozen=True)
 class VideoSettings(Training):
     """All that decides which video-JEPA a training gives."""
-    epochs: int = 12
+    epochs: int = 16
     steps: int = 50
     batch: int = 32
     lr: float = 1e-3
@@ -70,8 +70,8 @@ class VideoSettings(Training):
     window: int = 2                             # frames that are embedded together
     rollout: int = 4                            # K
     pred: float = 1.0
-    std: float = 1.0
-    cov: float = 0.04
+    std: float = 3.0
+    cov: float = 0.1
 
 
 class Encoder(nn.Module):
