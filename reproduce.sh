@@ -153,6 +153,10 @@ if [ "$mode" = paper ]; then
         --width 64 --depth 2 --short-width 256 --macro-width 256 --macro-blocks 5 \
         --predictor-blocks 2 --guess-width 384 --run runs/small
     measure runs/small/last.pt "$out" figures/variants.py --run runs/small --trial-epochs 2
+    install figures/requirements-pictures.txt --no-deps
+    install figures/requirements-gym.txt --no-deps
+    measure "$quick" "$out" figures/pictures.py
+    measure "$quick" "$out" figures/pendulum.py
     install figures/requirements-speed.txt --no-deps || say "what is not installed will be skipped"
     measure "$quick" "$out" figures/speed_time.py --run runs/quick-0 --precision auto \
         --epochs 3 4 5 6 --n 100

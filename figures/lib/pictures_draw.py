@@ -25,7 +25,7 @@ def draw_horizon(ax, rows):
             continue
         steps = range(1, len(row["by_step"]) + 1)
         ax.plot(steps, row["by_step"], ":" if dotted else "-", lw=1.5, label=row["row"])
-    ax.set(xlabel="steps imagined", ylabel="pixels", ylim=(0, None))
+    ax.set(xlabel="steps imagined", ylabel="pixels", yscale="log")
     ax.set_title("places of two digits: mean error, 64 x 64 frames", fontsize=10)
     ax.grid(color="0.9")
     ax.legend(fontsize=7)

@@ -360,6 +360,28 @@ def worst_zeta_does_not_help(files):
                for kicks in ("two", "ring") for key in ("mean", "worst"))
 
 
+def digit(files, encoder):
+    return row(files, "pictures", "images", encoder=encoder)
+
+
+def regularisers_are_alike_on_digits(files):
+    return all(not apart(digit(files, a), digit(files, b), "linear")
+               for pair in (("VICReg", "SIGReg"), ("VICReg, projector", "SIGReg, projector"))
+               for a, b in (pair, pair[::-1]))
+
+
+def projectors_help(files):
+    return all(digit(files, f"{name}, projector")["linear"] > digit(files, name)["linear"]
+               for name in ("VICReg", "SIGReg"))
+
+
+def films_are_followed(files):
+    found = {name: row(files, "pictures", "video", row=name)
+             for name in ("4 steps, imagined", "as last seen", "straight on")}
+    mine = found.pop("4 steps, imagined")
+    return all(apart(other, mine, "step_8") for other in found.values())
+
+
 REPORT = {
     "The embeddings do not collapse": no_collapse,
     "At the end of training it is most of the composite": covariance_is_most,
@@ -420,6 +442,10 @@ REPORT = {
         positions_alone_are_not_enough,
     "Forces that each lead to a goal cover less": narrow_forces_lose,
     "Nothing else beats the run in closed loop": fewer_contacts_win,
+    "SIGReg does as well here as VICReg": regularisers_are_alike_on_digits,
+    "A projector helps": projectors_help,
+    "What is imagined follows them better than their last places or a straight line do":
+        films_are_followed,
     "as good as the told one within its interval": two_values_suffice,
     "the energy of futures that never happen comes near that of what happened":
         capacity_flattens_energy,

@@ -2,7 +2,7 @@
 
 As in tables.py, a table is named after its function and returns Markdown.
 """
-from tables import grid, number, percent, points, uses, value
+from tables import grid, number, percent, points, share, uses, value
 
 
 # Variants.
@@ -71,8 +71,9 @@ LATENT_HEAD = ["kick", "zeta", "error / told", "energy of what happened", "of a 
 
 @uses("latent")
 def latent(content):
-    """Some kinds of zeta."""
-    rows = [row for row in content["rows"] if row["name"] in LATENT_SHOWN]
+    """Some kinds of zeta, for a kick to the left or right."""
+    rows = [row for row in content["rows"]
+            if row["kicks"] == "two" and row["name"] in LATENT_SHOWN]
     return grid(LATENT_HEAD, [latent_row(row) for row in rows])
 
 
@@ -89,3 +90,22 @@ def latent_plans(content):
              value(row, "mean"), value(row, "worst")] for row in content["plans"]]
     return grid(["kick", "planned for", "error at the goal, mean over kicks", "of the worst kick"],
                 rows)
+
+
+# Pictures.
+
+@uses("pictures")
+def digits(content):
+    """Accuracy on test digits."""
+    rows = [[row["encoder"], share(row, "linear"), share(row, "neighbours")]
+            for row in content["images"]]
+    return grid(["encoder", "linear probe", "nearest neighbours"], rows)
+
+
+@uses("pictures")
+def films(content):
+    """How far read places are from the digits, in pixels."""
+    steps = (1, 4, 8, 16)
+    rows = [[row["row"], *(value(row, f"step_{step}", 1) for step in steps)]
+            for row in content["video"]]
+    return grid(["places", *(f"step {step}" for step in steps)], rows)
