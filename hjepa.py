@@ -2561,6 +2561,21 @@ def own_state(flag, values, world):
     return state
 
 
+def enough_frames(world, config, start, goal, spare=1.4):
+    """start, goal (1, bodies, 4) -> frames for the way of the slowest body, at least three
+    macro-events.
+
+    A body of mass m that is pushed by F half of the way and held back by F on the other half goes d
+    in 2 sqrt(m d / F) seconds. spare: times as many, for velocities and for ways round the others.
+    In too short a time all goals are missed, not one: the plans' ends are all far from the goal,
+    and far away the embedding's distance does not say which is nearer.
+    """
+    away = (goal - start)[0, :, :2].abs().amax(-1)
+    seconds = 2 * (torch.tensor(world.masses) * away / world.force_limit).sqrt().max().item()
+    clips = math.ceil(spare * seconds / (world.dt * config.clip_frames))
+    return config.clip_frames * max(clips, 3 * config.event_clips)
+
+
 def fly_to_goal(args, model, world, config, summary):
     """`plan --goal`: one flight, from --start or a test world, to a goal of one's own."""
     if args.frames and len(args.frames) > 1:
@@ -2570,8 +2585,7 @@ def fly_to_goal(args, model, world, config, summary):
         start = world.reset(1, generator(config.test_seed, "own start"), config.start_speed)
     else:
         start = own_state("--start", args.start, world)
-    # Heavy bodies need time: by default three macro-events.
-    frames = args.frames[0] if args.frames else 3 * config.event_clips * config.clip_frames
+    frames = args.frames[0] if args.frames else enough_frames(world, config, start, goal)
     planner = best_planner(model)
     clip = goal_clip(world, start, config.clip_frames).to(args.device)
     target = goal_clip(world, goal, config.clip_frames).to(args.device)
@@ -2774,7 +2788,7 @@ def make_parser():
                                  help="default: as in the run's settings")
             sub.add_argument("--frames", type=int, nargs="+",
                              help="how far ahead goals are, one or more (default: a macro-event, "
-                             "25; with --goal 75)")
+                             "25; with --goal enough for the heaviest body)")
             sub.add_argument("--seed", type=int, default=0,
                              help="another number: other test worlds (default: 0)")
             sub.add_argument("--goal", type=float, nargs="+", metavar="NUMBER",
