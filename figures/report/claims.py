@@ -283,6 +283,19 @@ def normality_is_not_enough(files):
             and variant(files, "SIGReg")["t2"] < variant(files, "the run")["t2"] - 0.3)
 
 
+def contrast_gives_places_and_no_predictions(files):
+    found = [variant(files, f"contrastive, {latent} dimensions") for latent in (16, 64, 256)]
+    base = variant(files, "the run")
+    return all(row["t1"] > base["t1"] - 0.02 and row["closed"] < 0.1
+               and row["macro_error"] > 3 * base["macro_error"] for row in found)
+
+
+def contrast_suffers_from_size(files):
+    few, *many = [variant(files, f"contrastive, {latent} dimensions") for latent in (16, 64, 256)]
+    return all(row["closed"] < few["closed"] and row["macro_error"] > few["macro_error"]
+               for row in many)
+
+
 def signals_make_no_difference(files):
     more = ("no temporal similarity", "no first guess", "inverse dynamics", "straightening",
             "biasing heads", "dense and deep")
@@ -431,6 +444,9 @@ REPORT = {
         averages_do_not_collapse,
     "It plans worse, and no better with VICReg": averages_plan_worse,
     "That one test of normality replaces all else": normality_is_not_enough,
+    "InfoNCE gives a space that is as good to plan in":
+        contrast_gives_places_and_no_predictions,
+    "More dimensions make it worse": contrast_suffers_from_size,
     "make no difference shown. EB-JEPA needs": signals_make_no_difference,
     "P1 never meets the space in which it is rolled out, and reaches nothing":
         one_step_reaches_nothing,
