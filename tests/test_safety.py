@@ -209,8 +209,8 @@ CODE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.ex
         "torch.hub.load", "torch.jit.load", "runpy.run_path"}
 MODULES = {"pickle", "marshal", "shelve", "subprocess", "pty", "ctypes", "importlib", "socket",
            "urllib", "http", "dill", "joblib", "yaml"}
-# It looks for planners of other libraries, which it names itself.
-MAY = {"foreign.py": {"importlib", "importlib.util"}}
+# They look for planners of other libraries, and for a file of data in a package, which they name.
+MAY = {"foreign.py": {"importlib", "importlib.util"}, "pictures_data.py": {"importlib"}}
 
 
 def crimes(tree):

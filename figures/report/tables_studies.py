@@ -109,3 +109,163 @@ def films(content):
     rows = [[row["row"], *(value(row, f"step_{step}", 1) for step in steps)]
             for row in content["video"]]
     return grid(["places", *(f"step {step}" for step in steps)], rows)
+
+
+# Rivals.
+
+WORLD_NAMES = {"plain": "plain", "noise": "12 numbers of noise", "second": "a second world"}
+
+
+def rows_by_rival(content, frames):
+    """-> dict (rival, world) -> row at a horizon; rivals in the order of their success in the plain
+    world."""
+    rows = [row for row in content["rows"] if row["frames"] == frames]
+    found = {(row["rival"], row["world"]): row for row in rows}
+    plain = [row for row in rows if row["world"] == "plain"]
+    rivals = [row["rival"] for row in sorted(plain, key=lambda row: -row["success"])]
+    return found, rivals
+
+
+def gain_of(row):
+    """The difference from the JEPA, or nothing."""
+    return points(row["gain"], row["gain_ci"]) if "gain" in row else ""
+
+
+@uses("baselines")
+def rivals(content):
+    """Closed loop at the nearest horizon: each rival in each world, with its difference from the
+    JEPA."""
+    found, names = rows_by_rival(content, min(row["frames"] for row in content["rows"]))
+    worlds = [world for world in WORLD_NAMES if any(kind == world for _, kind in found)]
+    head = ["rival"]
+    for world in worlds:
+        head += [WORLD_NAMES[world], "difference"]
+    table = []
+    for name in names:
+        cells = [name]
+        for world in worlds:
+            row = found.get((name, world))
+            cells += ["", ""] if row is None else [percent(row["success"]), gain_of(row)]
+        table.append(cells)
+    return grid(head, table)
+
+
+@uses("baselines")
+def rivals_all(content):
+    """Every rival, world and horizon."""
+    rows = []
+    for row in content["rows"]:
+        rows.append([row["frames"], WORLD_NAMES[row["world"]], row["rival"], share(row, "success"),
+                     gain_of(row), share(row, "mean_body"),
+                     *(percent(row[part]) if part in row else ""
+                       for part in ("contact", "no contact", "matters"))])
+    return grid(["frames", "world", "rival", "worst body within 0.1", "difference",
+                 "mean body within 0.1", "contact goals", "no contact", "contact matters"], rows)
+
+
+@uses("baselines")
+def rival_models(content):
+    """What each rival predicts, and what was tuned."""
+    rows = []
+    for row in content["models"]:
+        places = row.get("places", [])
+        rows.append([WORLD_NAMES[row["world"]], row["rival"], f"{row['parameters']:,}",
+                     row["tuned"],
+                     *(number(places[k]) if places else "" for k in (0, -1)),
+                     *(number(row[key]) if row.get(key) is not None else ""
+                       for key in ("places_no_contact", "places_contact")),
+                     percent(row["pass_through"]) if row.get("pass_through") is not None else ""])
+    return grid(["world", "rival", "parameters", "tuned", "error of places, first clip",
+                 "last clip", "no contact", "contact", "pass-through"], rows)
+
+
+# Searches and costs.
+
+def searches_with(content, cost, plans):
+    """-> dict planner -> dict frames -> row, at one cost and number of plans (or without plans)."""
+    found = {}
+    for row in content["rows"]:
+        if row["cost"] == cost and row["plans"] in (plans, 0):
+            found.setdefault(row["planner"], {})[row["frames"]] = row
+    return found
+
+
+@uses("planners")
+def searches(content):
+    """Each planner with the distance of the last step and the most plans."""
+    most = max(content["plans"])
+    horizons = [part["frames"] for part in content["strata"]]
+    rows = []
+    for name, found in searches_with(content, "last step", most).items():
+        cells = [name]
+        for frames in horizons:
+            row = found.get(frames)
+            cells += ["", ""] if row is None else [share(row, "success"), percent(row["contact"])]
+        first = found[horizons[0]]
+        rows.append([*cells, f"{first['calls']:,}", f"{first['ms']:g}"])
+    rows.sort(key=lambda cells: -float(cells[1].split()[0]))
+    head = ["planner"]
+    for frames in horizons:
+        head += [f"{frames} frames", "contact goals"]
+    return grid([*head, "predictor calls", "ms per search"], rows)
+
+
+@uses("planners")
+def search_costs(content):
+    """Costs, with the planners that try them all."""
+    rows = []
+    for row in content["rows"]:
+        if row["planner"] in ("CEM", "MPPI") and row["plans"] == max(content["plans"]):
+            rows.append([row["frames"], row["cost"], row["planner"], share(row, "success"),
+                         percent(row["contact"]), percent(row["no_contact"])])
+    rows.sort(key=lambda cells: (cells[0], cells[2]))
+    return grid(["frames", "cost", "planner", "worst body within 0.1", "contact goals",
+                 "no contact"], rows)
+
+
+@uses("planners")
+def searches_all(content):
+    """Every planner and number of plans, with the distance of the last step."""
+    rows = [[row["frames"], row["planner"], row["plans"], share(row, "success"),
+             percent(row["strict"]), percent(row["contact"]), percent(row["no_contact"]),
+             f"{row['calls']:,}", f"{row['ms']:g}"]
+            for row in content["rows"] if row["cost"] == "last step"]
+    return grid(["frames", "planner", "plans", "worst body within 0.1", "within 0.05",
+                 "contact goals", "no contact", "predictor calls", "ms per search"], rows)
+
+
+# Bodies.
+
+CLOSED = "short replanned"
+
+
+@uses("objects")
+def bodies(content):
+    """Goals of each case, in closed loop."""
+    rows = []
+    for row in content["plans"]:
+        if row["planner"] in (CLOSED, "zero"):
+            own = row["case"] == "own"
+            that = share(row, "that_body") if "that_body" in row else ""
+            rows.append([row["case"], row["model"], share(row, "success"),
+                         percent(row["contact"]) if own else "", share(row, "mean_body"), that])
+    return grid(["goals", "model", "worst body within 0.1", "contact goals",
+                 "mean body within 0.1", "the body met"], rows)
+
+
+@uses("objects")
+def bodies_all(content):
+    """Every case, model and planner."""
+    rows = [[row["case"], row["model"], row["planner"], share(row, "success"),
+             percent(row["strict"]), share(row, "mean_body")] for row in content["plans"]]
+    return grid(["goals", "model", "planner", "worst body within 0.1", "within 0.05",
+                 "mean body within 0.1"], rows)
+
+
+@uses("objects")
+def hidden_masses(content):
+    """How well the log of a mass is read."""
+    rows = [[row["model"], row["situation"],
+             *(number(row[key]) if row[key] is not None else "too few"
+               for key in ("embedding", "clip"))] for row in content["masses"]]
+    return grid(["model", "after", "R2 from the embedding", "from the clip"], rows)
