@@ -137,8 +137,11 @@ measure "$weights" "$out" figures/report/diagram.py --run "$run"
 
 if [ "$mode" = paper ]; then
     measure "$weights" "$out" figures/hierarchy.py --run "$run"
+    measure "$weights" "$out" figures/cost_maps.py --run "$run"
+    measure "$weights" "$out" figures/planners.py --run "$run" --frames 25 50 --plans 60 240 \
+        --goals 100 --tune-goals 20
 
-    # Three seeds of the short training, the variants of a small one, and timings.
+    # Three seeds of the short training, variants and rivals of a small one, and timings.
     for seed in 0 1 2; do
         say "training preset quick with seed $seed"
         $py hjepa.py train --preset quick --seed $seed --run "runs/quick-$seed"
@@ -148,11 +151,13 @@ if [ "$mode" = paper ]; then
     measure "$quick" "$out/seeds" figures/planning.py --run runs/quick-0 --run runs/quick-1 \
         --run runs/quick-2 --frames 25 --only oracle "macro open loop" "macro from guess" \
         "short replanned" "replanned from guess"
-    say "training a small model, for the variants"
+    say "training a small model, for variants and rivals"
     $py hjepa.py train --preset quick --precision fp32 --validate-every 0 --sequences 24500 \
         --width 64 --depth 2 --short-width 256 --macro-width 256 --macro-blocks 5 \
         --predictor-blocks 2 --guess-width 384 --run runs/small
     measure runs/small/last.pt "$out" figures/variants.py --run runs/small --trial-epochs 2
+    measure runs/small/last.pt "$out" figures/baselines.py --run runs/small --trial-epochs 2 \
+        --frames 25 50
     install figures/requirements-pictures.txt --no-deps
     install figures/requirements-gym.txt --no-deps
     measure "$quick" "$out" figures/pictures.py

@@ -344,6 +344,48 @@ def fewer_contacts_win(files):
     return "contacts in 10 %" in above and above <= {"contacts in 10 %", "contacts in 24 %"}
 
 
+def search(files, planner, plans, cost="last step", frames=25):
+    """The row of a search in planners.json."""
+    return row(files, "planners", planner=planner, plans=plans, cost=cost, frames=frames)
+
+
+WITHOUT_GRADIENT = ("random shooting", "CEM", "iCEM", "MPPI")
+
+
+def gradients_guide_best(files):
+    few = search(files, "Adam", 60)
+    many = [search(files, name, 240) for name in WITHOUT_GRADIENT]
+    return (few["success"] > max(other["success"] for other in many) - 0.02
+            and few["strict"] > max(other["strict"] for other in many) + 0.1)
+
+
+def guess_does_as_much(files):
+    return search(files, "CEM from guess", 60)["strict"] >= search(files, "Adam", 60)["strict"]
+
+
+def gained_over_cem(files, planner):
+    """-> where the intervals of a search's differences from CEM lie, a set: the distance of the
+    last step, every horizon and number of plans."""
+    pairs = [pair for pair in files["planners"]["pairs"]
+             if pair["planner"] == planner and pair["cost"] == "last step"]
+    return {side(pair["all"]) for pair in pairs}
+
+
+def others_gain_nothing(files):
+    return ABOVE not in gained_over_cem(files, "iCEM") | gained_over_cem(files, "MPPI")
+
+
+def metric_adds_no_goal(files):
+    plain, metric = (search(files, "CEM", 240, cost) for cost in ("last step", "metric of change"))
+    return metric["success"] <= plain["success"] and metric["strict"] > plain["strict"] + 0.05
+
+
+def predicted_map_is_smooth(files):
+    true, blurred = (row(files, "cost_maps", kind="contact", space="t1", future=future)
+                     for future in ("simulator", "model"))
+    return blurred["minima"] < true["minima"] / 2 and apart(blurred, true, "to_minimum")
+
+
 def latent(files, name, kicks="two"):
     return row(files, "latent", kicks=kicks, name=name)
 
@@ -396,6 +438,11 @@ def films_are_followed(files):
 
 
 REPORT = {
+    "A gradient of the learnt cost is the best guide": gradients_guide_best,
+    "The first guess does as much for CEM": guess_does_as_much,
+    "iCEM and MPPI gain nothing over CEM": others_gain_nothing,
+    "The metric of change adds no goal": metric_adds_no_goal,
+    "The map that P1 predicts is smooth": predicted_map_is_smooth,
     "The embeddings do not collapse": no_collapse,
     "At the end of training it is most of the composite": covariance_is_most,
     "No dimension of any set has collapsed": diagnose_no_collapse,
