@@ -905,7 +905,7 @@ def objective(model, obs, forces, weights, shares=None, *, embed=embeddings,
 # for it is close to the goal's. So a plan is also asked for the goal's velocities, although only
 # positions count in the end (section 7). There is no reward and no decoder. The search is the
 # cross-entropy method [5]: sample plans, keep the best few, fit a Gaussian to them, sample again.
-# It uses no gradient of the cost. To plan, and to act:
+# It uses no gradient of the cost. (A gradient helps: figures/planners.py.) To plan, and to act:
 #
 #   def cost_to_go(now, clips_left):
 #       return short_cost(model, world.observe(now), world.observe(goal))

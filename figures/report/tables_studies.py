@@ -181,33 +181,19 @@ def rival_models(content):
 
 # Searches and costs.
 
-def searches_with(content, cost, plans):
-    """-> dict planner -> dict frames -> row, at one cost and number of plans (or without plans)."""
-    found = {}
-    for row in content["rows"]:
-        if row["cost"] == cost and row["plans"] in (plans, 0):
-            found.setdefault(row["planner"], {})[row["frames"]] = row
-    return found
-
-
 @uses("planners")
 def searches(content):
-    """Each planner with the distance of the last step and the most plans."""
-    most = max(content["plans"])
-    horizons = [part["frames"] for part in content["strata"]]
-    rows = []
-    for name, found in searches_with(content, "last step", most).items():
-        cells = [name]
-        for frames in horizons:
-            row = found.get(frames)
-            cells += ["", ""] if row is None else [share(row, "success"), percent(row["contact"])]
-        first = found[horizons[0]]
-        rows.append([*cells, f"{first['calls']:,}", f"{first['ms']:g}"])
-    rows.sort(key=lambda cells: -float(cells[1].split()[0]))
-    head = ["planner"]
-    for frames in horizons:
-        head += [f"{frames} frames", "contact goals"]
-    return grid([*head, "predictor calls", "ms per search"], rows)
+    """Each planner with the distance of the last step: a column per horizon and number of plans."""
+    columns = [(part["frames"], plans) for part in content["strata"] for plans in content["plans"]]
+    rows = [row for row in content["rows"] if row["cost"] == "last step"]
+    table = {}
+    for name in dict.fromkeys(row["planner"] for row in rows):
+        mine = {(row["frames"], row["plans"]): row for row in rows if row["planner"] == name}
+        table[name] = [share(mine[key], "success") if key in mine else "" for key in columns]
+        if (columns[0][0], 0) in mine:          # it needs no plans
+            table[name][0] = share(mine[columns[0][0], 0], "success")
+    head = [f"{frames} frames, {plans} plans" for frames, plans in columns]
+    return grid(["planner", *head], [[name, *cells] for name, cells in table.items()])
 
 
 @uses("planners")
