@@ -17,7 +17,8 @@
                          it would be told what is a body and what is not
 
 All learn from the sequences of the run, in its batches, with its optimiser and schedule, for
---epochs. Each has as many parameters as the JEPA, within 10 %; the interaction network has fewer.
+--epochs. Each has as many parameters as the JEPA, within 10 %; the interaction network has fewer,
+and the decoder of "JEPA and decoder" comes on top.
 Of each, the JEPA included, one number is tuned in each world, with three trials of --trial-epochs:
 goals reached on validation worlds in closed loop. The first value stays unless another one is
 better beyond its 95 % interval. What came before is not equal: the JEPA's other settings were
@@ -42,15 +43,16 @@ and "fly and fold" (exact flight and walls, blind to contacts, nothing learnt) a
 planning.py. models, one per rival and world: parameters; what is tuned; places: error of places
 that a linear map reads from predictions, clip by clip up to a macro-event, in half boxes, and at
 its end with and without a contact; pass_through: share of pairs of films in which bodies that
-fly through each other surprise more than a lawful contact does. baselines.npz has
-errors/NAME/FRAMES (seeds, goals), the distance of the worst body.
+fly through each other surprise more than a lawful contact does; kept: R2 with which a linear map
+reads the distractors from the embedding of a clip. baselines.npz has errors/NAME/FRAMES (seeds,
+goals), the distance of the worst body.
 """
 import sys
 
 from lib import baselines_list as lists
 from lib import baselines_runs as runs
 from lib import cli, drawing, goals, stats, table_rows
-from lib.baselines_judge import Judge
+from lib.baselines_judge import Judge, mean_kept
 from lib.baselines_worlds import WORLDS
 import hjepa
 import torch
@@ -119,8 +121,8 @@ def plan_rows(found, frames, parts):
     return rows
 
 
-def model_row(name, notes, how_tuned, clips, clip_frames):
-    """Notes by seed -> a row of what is not asked of a horizon."""
+def model_row(name, notes, how_tuned, clips, clip_frames, kept=None):
+    """Notes by seed -> a row of what is not asked of a horizon. kept: see the top of the file."""
     rival, kind = lists.parts_of(name)
     row = {"rival": rival, "world": kind, "seeds": len(notes), "tuned": how_tuned}
     broken = [note["broken"] for note in notes.values() if note["broken"]]
@@ -137,6 +139,8 @@ def model_row(name, notes, how_tuned, clips, clip_frames):
         row.update(places=places, places_contact=mean("place error contact"),
                    places_no_contact=mean("place error no contact"),
                    pass_through=mean("pass-through"))
+    if kept is not None:
+        row["kept"] = float(f"{kept:.4g}")
     return row
 
 
@@ -254,8 +258,13 @@ def gather(study, names, args, sizes):
             if errors is not None:
                 arrays[f"errors/{name}/{frames}"] = errors.amax(-1).numpy()
     config = study.base
-    models = [model_row(name, notes, runs.how_tuned(study, name), config.event_clips,
-                        config.clip_frames) for name, notes in found.items()]
+    models = []
+    for name, notes in found.items():
+        kept = None
+        if not any(note["broken"] for note in notes.values()):
+            kept = mean_kept(study, name, args.epochs, list(notes), args.n)
+        models.append(model_row(name, notes, runs.how_tuned(study, name), config.event_clips,
+                                config.clip_frames, kept))
     print_rows(rows)
     missing = [name for name in names if name not in found]
     budget = {key: getattr(config, key) for key in ("samples", "iterations", "elites", "init_std")}

@@ -151,6 +151,23 @@ def test_closed_loop_of_the_jepa_is_that_of_hjepa():
     torch.testing.assert_close(errors, expected, atol=1e-4, rtol=0)
 
 
+# ---- what an embedding keeps of distractors
+
+@pytest.mark.parametrize("kind", ["noise", "second"])
+def test_distractors_are_kept_by_who_sees_them_and_by_no_other(kind):
+    class LastFrame:
+        def __init__(self, numbers):
+            self.numbers = numbers
+
+        def aim(self, clip):
+            return clip[:, -1, self.numbers]
+    bodies = 4 * len(CONFIG.masses)
+
+    def kept(numbers):
+        return judge.distractors_kept(LastFrame(numbers), kind, WORLD, CONFIG, 512, CPU)
+    assert kept(slice(None)) > 0.999 and kept(slice(0, bodies)) < 0.1
+
+
 # ---- as a user runs it
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,41 @@ def place_columns(model, kind, world, config, n, device):
     return found
 
 
+# ---- distractors
+
+@torch.no_grad()
+def distractors_kept(model, kind, world, config, n, device):
+    """-> R2 with which a linear map reads the distractors in the last frame of a clip from what the
+    clip is in the model's space: the mean over their numbers, on n test worlds."""
+    numbers_of_bodies = 4 * len(config.masses)
+    sets = []
+    for seed in (config.seed, config.validation_seed, config.test_seed):
+        obs, _, _, _ = sequences(kind, world, config, n, seed, "distractors")
+        clip = obs[:, -1]
+        seen = model.aim(clip.to(device)).float().cpu()
+        sets.append((seen, clip[:, -1, numbers_of_bodies:]))
+    training, validation, (seen, true) = sets
+    weight, offset = hjepa.ridge(training, validation)
+    guess = seen.double() @ weight + offset
+    return hjepa.r2(guess, true.double()).mean().item()
+
+
+def mean_kept(study, name, epochs, seeds, n):
+    """-> distractors_kept of the trainings of a rival, the mean over seeds. None where there are no
+    distractors, or where a clip is not predicted."""
+    _, kind = lists.parts_of(name)
+    found = []
+    for seed in seeds:
+        training = runs.Training(name, epochs, seed, runs.chosen_value(study, name))
+        model = runs.open_model(study, training)
+        if kind == "plain" or not hasattr(model, "rollout"):
+            return None
+        config = runs.config_of(study, training)
+        found.append(distractors_kept(model, kind, hjepa.build_world(config), config,
+                                      max(n, readouts.FEWEST), study.device))
+    return sum(found) / len(found)
+
+
 # ---- surprise
 
 @torch.no_grad()

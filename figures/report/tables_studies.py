@@ -174,9 +174,10 @@ def rival_models(content):
                      *(number(places[k]) if places else "" for k in (0, -1)),
                      *(number(row[key]) if row.get(key) is not None else ""
                        for key in ("places_no_contact", "places_contact")),
-                     percent(row["pass_through"]) if row.get("pass_through") is not None else ""])
+                     percent(row["pass_through"]) if row.get("pass_through") is not None else "",
+                     number(row["kept"]) if "kept" in row else ""])
     return grid(["world", "rival", "parameters", "tuned", "error of places, first clip",
-                 "last clip", "no contact", "contact", "pass-through"], rows)
+                 "last clip", "no contact", "contact", "pass-through", "R2 of distractors"], rows)
 
 
 # Searches and costs.
