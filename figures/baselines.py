@@ -31,7 +31,7 @@ judged in the space that is predicted, or, by those that predict states, by all 
 observed. Nobody is told what is a distractor.
 
 All plan in closed loop, by the same search from no force, with the budget of the run, and with the
-same noise. The inverse model plans one macro-event ahead only.
+same noise. With distractors, and for the inverse model, the nearest horizon alone is tried.
 
 Trainings lie in RUN/baselines. Start the command in several terminals to share the work. A stopped
 command goes on where it was. --gather trains nothing and publishes what is measured.
@@ -251,9 +251,11 @@ def gather(study, names, args, sizes):
         for name in REFERENCES if "plain" in args.worlds else ():
             errors = reference_errors(name, study.base, drawn, args.device)
             rows.append(make_row(name, "plain", frames, errors, None, parts))
-        rows += plan_rows(found, frames, parts)
+        here = {name: notes for name, notes in found.items()
+                if frames in runs.horizons_of(name, study.base, args.frames)}
+        rows += plan_rows(here, frames, parts)
         arrays[f"contact/{frames}"] = drawn["contact"].numpy()
-        for name, notes in found.items():
+        for name, notes in here.items():
             errors = errors_of(notes, frames, list(notes))
             if errors is not None:
                 arrays[f"errors/{name}/{frames}"] = errors.amax(-1).numpy()

@@ -209,19 +209,20 @@ def test_runs_as_a_user_runs_it_is_stopped_and_goes_on(place, monkeypatch):
     assert done.returncode == 0, done.stderr
     content = json.loads((place / "figures" / "baselines.json").read_text())
     rows = {(row["rival"], row["world"], row["frames"]): row for row in content["rows"]}
-    assert len(rows) == 2 * 2 + 2 * (2 + 1) and content["missing"] == []
-    assert ("inverse model", "noise", 12) not in rows
+    assert len(rows) == 2 * 2 + (2 + 1) + 2 and content["missing"] == []
+    assert ("inverse model", "plain", 12) not in rows and ("JEPA", "noise", 12) not in rows
     assert "gain_ci" in rows["inverse model", "noise", 6]
     assert "gain" not in rows["JEPA", "plain", 6]
     of = {(row["rival"], row["world"]): row for row in content["models"]}
     assert of["JEPA", "plain"]["tuned"] == "cov_weight 1 of 1, 0.25, 4"
     assert len(of["JEPA", "noise"]["places"]) == 3
+    assert of["JEPA", "noise"]["kept"] < 1 and "kept" not in of["JEPA", "plain"]
     assert "places" not in of["inverse model", "plain"]
     assert (place / "figures" / "baselines.png").stat().st_size > 10_000
     arrays = np.load(place / "figures" / "baselines.npz")
-    worst = arrays["errors/JEPA, noise/12"]
+    worst = arrays["errors/JEPA, noise/6"]
     assert worst.shape == (1, 2)
-    assert rows["JEPA", "noise", 12]["success"] == (worst < 0.1).mean()
+    assert rows["JEPA", "noise", 6]["success"] == (worst < 0.1).mean()
     again = study(place, *only)
     assert again.returncode == 0 and "epoch 1" not in again.stdout
 

@@ -106,9 +106,12 @@ def act(model, world, clip, goal, others, clip_frames):
 
 
 def horizons_of(name, config, frames):
-    """-> those of the horizons in frames that a rival can plan for: the inverse model has seen
-    goals one macro-event ahead, and none farther."""
-    rival, _ = lists.parts_of(name)
+    """-> those of the horizons in frames at which a rival is tried: with distractors the nearest,
+    since farther ones take most of the time; for the inverse model one macro-event, since it has
+    seen no goals beyond."""
+    rival, kind = lists.parts_of(name)
+    if kind != "plain":
+        return [min(frames)]
     most = goals.event_frames(config) if rival == "inverse model" else max(frames)
     return [one for one in frames if one <= most]
 
