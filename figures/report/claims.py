@@ -344,6 +344,31 @@ def fewer_contacts_win(files):
     return "contacts in 10 %" in above and above <= {"contacts in 10 %", "contacts in 24 %"}
 
 
+def rival(files, name, world="plain", frames=25):
+    """The row of a rival in baselines.json."""
+    return row(files, "baselines", rival=name, world=world, frames=frames)
+
+
+def states_are_learnt_sooner(files):
+    return {side(rival(files, name)["gain_ci"])
+            for name in ("state network", "interaction network")} == {ABOVE}
+
+
+def autoencoder_falls_behind(files):
+    near, far = (rival(files, "reconstruction", frames=frames) for frames in (25, 50))
+    return side(near["gain_ci"]) == OPEN and side(far["gain_ci"]) == BELOW
+
+
+def noise_costs_the_jepa(files):
+    def left(name):
+        return rival(files, name, "noise")["success"] / rival(files, name)["success"]
+    return left("JEPA") < 0.6 and left("reconstruction") > 0.85
+
+
+def decoder_makes_no_difference_among_noise(files):
+    return side(rival(files, "JEPA and decoder", "noise")["gain_ci"]) == OPEN
+
+
 def search(files, planner, plans, cost="last step", frames=25):
     """The row of a search in planners.json."""
     return row(files, "planners", planner=planner, plans=plans, cost=cost, frames=frames)
@@ -438,6 +463,13 @@ def films_are_followed(files):
 
 
 REPORT = {
+    "the state network and the interaction network are far ahead of the JEPA":
+        states_are_learnt_sooner,
+    "The autoencoder reaches as many goals as the JEPA at 25 frames and fewer at 50":
+        autoencoder_falls_behind,
+    "Among noise the JEPA loses half of its goals, and reconstruction does not":
+        noise_costs_the_jepa,
+    "Adding a decoder makes no difference there": decoder_makes_no_difference_among_noise,
     "A gradient of the learnt cost is the best guide": gradients_guide_best,
     "The first guess does as much for CEM": guess_does_as_much,
     "iCEM and MPPI gain nothing over CEM": others_gain_nothing,

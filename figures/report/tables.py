@@ -589,20 +589,6 @@ def lost_at_equal_seconds(content):
     return judged(content, "gain_seconds")[1]
 
 
-@uses("hierarchy")
-def hierarchy_75(content):
-    """Flat and mixed at the farthest horizon."""
-    frames, rows = max(row["frames"] for row in content["rows"]), []
-    for planner in ("flat", "mixed"):
-        for row in content["rows"]:
-            if row["planner"] == planner and row["frames"] == frames:
-                rows.append([planner, f"{row['samples']} x {row['iterations']}",
-                             share(row, "mean_body"), f"{row['predictor_calls']:,.0f}",
-                             f"{row['seconds']:.2f}"])
-    return grid([f"{frames} frames", "setting", "mean body within 0.1", "predictor calls",
-                 "seconds"], rows)
-
-
 # Speed.
 
 @uses("speed_time")
