@@ -365,6 +365,12 @@ def noise_costs_the_jepa(files):
     return left("JEPA") < 0.6 and left("reconstruction") > 0.85
 
 
+def second_world_costs_the_jepa(files):
+    def left(name):
+        return rival(files, name, "second")["success"] / rival(files, name)["success"]
+    return left("JEPA") < 0.6 and left("reconstruction") > 0.95
+
+
 def decoder_makes_no_difference_among_noise(files):
     return side(rival(files, "JEPA and decoder", "noise")["gain_ci"]) == OPEN
 
@@ -469,7 +475,9 @@ REPORT = {
         autoencoder_falls_behind,
     "Among noise the JEPA loses half of its goals, and reconstruction does not":
         noise_costs_the_jepa,
-    "Adding a decoder makes no difference there": decoder_makes_no_difference_among_noise,
+    "A second world, which could be predicted, costs the JEPA as much, and reconstruction nothing":
+        second_world_costs_the_jepa,
+    "Adding a decoder makes no difference among noise": decoder_makes_no_difference_among_noise,
     "A gradient of the learnt cost is the best guide": gradients_guide_best,
     "The first guess does as much for CEM": guess_does_as_much,
     "iCEM and MPPI gain nothing over CEM": others_gain_nothing,

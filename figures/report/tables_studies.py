@@ -118,10 +118,10 @@ WORLD_NAMES = {"plain": "plain", "noise": "12 numbers of noise", "second": "a se
 
 def rows_by_rival(content, frames):
     """-> dict (rival, world) -> row at a horizon; rivals in the order of their success in the plain
-    world."""
+    world, without zero force."""
     rows = [row for row in content["rows"] if row["frames"] == frames]
     found = {(row["rival"], row["world"]): row for row in rows}
-    plain = [row for row in rows if row["world"] == "plain"]
+    plain = [row for row in rows if row["world"] == "plain" and row["rival"] != "zero"]
     rivals = [row["rival"] for row in sorted(plain, key=lambda row: -row["success"])]
     return found, rivals
 
