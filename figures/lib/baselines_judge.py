@@ -89,11 +89,13 @@ def mean_kept(study, name, epochs, seeds, n):
     """-> distractors_kept of the trainings of a rival, the mean over seeds. None where there are no
     distractors, or where a clip is not predicted."""
     _, kind = lists.parts_of(name)
+    if kind == "plain":
+        return None
     found = []
     for seed in seeds:
         training = runs.Training(name, epochs, seed, runs.chosen_value(study, name))
         model = runs.open_model(study, training)
-        if kind == "plain" or not hasattr(model, "rollout"):
+        if not hasattr(model, "rollout"):
             return None
         config = runs.config_of(study, training)
         found.append(distractors_kept(model, kind, hjepa.build_world(config), config,
