@@ -17,7 +17,7 @@ RUN/objects:
     told     masses differ from world to world, 0.5 to 8; masses and the force in a clip are told
     hidden   the same sequences; masses are not told
 
-    plans    goals of these cases, in closed loop, and the first by one macro jump, too:
+    plans    goals of these cases, in closed loop from no force, the first by one jump, too:
                own            the goals of `hjepa.py plan`, with their contact split
                contact only   one body is never pushed, and only a contact brings it to its place
                               (that_body: how often it gets there)
@@ -42,7 +42,7 @@ import torch
 BODIES = {"2 bodies": (1.0, 4.0), "4 bodies": (1.0, 1.0, 2.0, 4.0),
           "5 bodies": (1.0, 1.0, 2.0, 2.0, 4.0)}
 MASSES = {"masses between": (1.4, 2.0, 2.8), "masses beyond": (0.5, 3.0, 8.0)}
-PLANNERS = ("short replanned", "macro open loop", "replanned from guess")
+PLANNERS = ("short replanned", "macro open loop")
 STRATA = ("contact", "no contact", "matters")
 WRONG = 2.0                                     # the mass that "told, all 2" believes
 COLOURS = {"run": hjepa.COLOURS[5], "plain": hjepa.COLOURS[0], "masked": hjepa.COLOURS[2],
@@ -84,8 +84,7 @@ def all_errors(seers, config, kept, args):
     cases, errors = {}, {}
     for name, models in CASES.items():
         cases[name] = make_case(name, config, args.goals)
-        planners = [planner for planner in PLANNERS
-                    if config.guess_width > 0 or planner not in hjepa.NEED_GUESS]
+        planners = PLANNERS
         if name != "own":
             planners = [planner for planner in planners if planner not in hjepa.ONE_JUMP]
         todo = [("zero force", "zero")]
