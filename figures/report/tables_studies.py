@@ -190,9 +190,9 @@ def searches(content):
     table = {}
     for name in dict.fromkeys(row["planner"] for row in rows):
         mine = {(row["frames"], row["plans"]): row for row in rows if row["planner"] == name}
-        table[name] = [share(mine[key], "success") if key in mine else "" for key in columns]
+        table[name] = [percent(mine[key]["success"]) if key in mine else "" for key in columns]
         if (columns[0][0], 0) in mine:          # it needs no plans
-            table[name][0] = share(mine[columns[0][0], 0], "success")
+            table[name][0] = percent(mine[columns[0][0], 0]["success"])
     head = [f"{frames} frames, {plans} plans" for frames, plans in columns]
     return grid(["planner", *head], [[name, *cells] for name, cells in table.items()])
 
@@ -219,3 +219,33 @@ def searches_all(content):
             for row in content["rows"] if row["cost"] == "last step"]
     return grid(["frames", "planner", "plans", "worst body within 0.1", "within 0.05",
                  "contact goals", "no contact", "predictor calls", "ms per search"], rows)
+
+
+# An embedding per body.
+
+def bodies_row(row):
+    """A row of objects.json -> cells after case and model."""
+    cells = [share(row, "success"), percent(row["mean_body"])]
+    cells.append(percent(row["contact"]) if row.get("contact") is not None else "")
+    cells.append(share(row, "that_body") if "that_body" in row else "")
+    return cells
+
+
+BODIES_HEAD = ["worst body within 0.1", "mean body", "contact goals", "the body met"]
+
+
+@uses("objects")
+def bodies(content):
+    """Every case, model and planner."""
+    rows = [[row["case"], row["model"], row["planner"], *bodies_row(row)]
+            for row in content["plans"]]
+    return grid(["goals", "model", "planner", *BODIES_HEAD], rows)
+
+
+@uses("objects")
+def hidden_masses(content):
+    """How well the log of a mass is read."""
+    rows = [[row["model"], row["situation"],
+             *(number(row[key]) if row[key] is not None else "too few"
+               for key in ("embedding", "clip"))] for row in content["masses"]]
+    return grid(["model", "after", "R2 of log mass, from the embedding", "from the clip"], rows)
