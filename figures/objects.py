@@ -192,8 +192,8 @@ def draw_plans(ax, rows, key, planner, cases, title):
     for model in models:
         ax.bar(0, 0, color=COLOURS[model], label=model)
     ax.set_xticks(range(len(cases)), cases, fontsize=8)
-    ax.set(title=title, ylim=(0, 1.02))
-    ax.legend(fontsize=7)
+    ax.set(title=title, ylim=(0, 1.3), yticks=[0, 0.25, 0.5, 0.75, 1])
+    ax.legend(fontsize=7, loc="upper center", ncol=4)
 
 
 def draw(plans, surprise, masses):
@@ -222,7 +222,7 @@ def draw(plans, surprise, masses):
     read.axvline(0.9, color="0.5", lw=0.8, ls=":")
     read.set_yticks(at, [row["situation"] for row in hidden], fontsize=8)
     read.set(title="hidden masses: R2 of log mass, linear", xlim=(0, 1), ylim=(len(at) - 0.5, -0.5))
-    read.legend(fontsize=7)
+    read.legend(fontsize=7, loc="lower right")
     return figure
 
 

@@ -446,6 +446,33 @@ def worst_zeta_does_not_help(files):
                for kicks in ("two", "ring") for key in ("mean", "worst"))
 
 
+def bodies(files, case, model):
+    return row(files, "objects", "plans", case=case, model=model, planner="short replanned")
+
+
+def objects_learn_contacts_sooner(files):
+    """Bodies that only a contact moves, impossible films, and goals, beside the run."""
+    mine, run = (row(files, "objects", "surprise", model=model, level="macro")
+                 for model in ("plain", "run"))
+    met = [bodies(files, "contact only", model) for model in ("plain", "run")]
+    own = row(files, "objects", "against_run", case="own", part="all", model="plain",
+              planner="short replanned")
+    return (apart(mine, run, "share") and apart(*met, "that_body")
+            and side(own["success_ci"]) == ABOVE)
+
+
+def masking_gains_nothing(files):
+    cases = ("own", "contact only", "2 bodies", "4 bodies", "5 bodies", "masses between",
+             "masses beyond")
+    return all(bodies(files, case, "masked")["success"] <= bodies(files, case, "plain")["success"]
+               for case in cases)
+
+
+def masses_need_a_force(files):
+    return row(files, "objects", "masses", model="hidden",
+               situation="no force, no contact yet")["embedding"] < 0.05
+
+
 def digit(files, encoder):
     return row(files, "pictures", "images", encoder=encoder)
 
@@ -520,6 +547,9 @@ REPORT = {
     "Films in which bodies pass through each other nearly always surprise the model":
         pass_through_is_seen,
     "It surprises the model often": contacts_often_surprise,
+    "and learns contacts sooner": objects_learn_contacts_sooner,
+    "Hiding a body, as in C-JEPA, gains nothing": masking_gains_nothing,
+    "a clip without a force nothing": masses_need_a_force,
     "lift and bridge err more than either": maps_err_most,
     "no planner with both levels is shown to reach more goals than the flat one":
         two_levels_do_not_win,
