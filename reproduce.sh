@@ -158,6 +158,8 @@ if [ "$mode" = paper ]; then
     measure runs/small/last.pt "$out" figures/variants.py --run runs/small --trial-epochs 2
     measure runs/small/last.pt "$out" figures/baselines.py --run runs/small --trial-epochs 2 \
         --frames 25 50
+    measure runs/small/last.pt "$out/long" figures/baselines.py --run runs/small --epochs 27 \
+        --worlds noise --only JEPA reconstruction --trial-epochs 2 --frames 25
     measure runs/small/last.pt "$out" figures/objects.py --run runs/small --epochs 9 --n 2048
     install figures/requirements-pictures.txt --no-deps
     install figures/requirements-gym.txt --no-deps

@@ -365,6 +365,15 @@ def noise_costs_the_jepa(files):
     return left("JEPA") < 0.6 and left("reconstruction") > 0.85
 
 
+def jepa_comes_later(files):
+    """After three times as many epochs it has the autoencoder's goals and errors of before."""
+    later = row(files, "long/baselines", rival="JEPA", world="noise")
+    places = [row(files, file, "models", rival=name, world="noise")["places"][-1]
+              for file, name in (("long/baselines", "JEPA"), ("baselines", "reconstruction"))]
+    before = rival(files, "reconstruction", "noise")
+    return abs(later["success"] - before["success"]) < 0.05 and places[0] < 1.15 * places[1]
+
+
 def second_world_costs_the_jepa(files):
     def left(name):
         return rival(files, name, "second")["success"] / rival(files, name)["success"]
@@ -502,6 +511,7 @@ REPORT = {
         autoencoder_falls_behind,
     "Among noise the JEPA loses half of its goals, and reconstruction does not":
         noise_costs_the_jepa,
+    "epochs the JEPA is where the autoencoder was": jepa_comes_later,
     "A second world, which could be predicted, costs the JEPA as much, and reconstruction nothing":
         second_world_costs_the_jepa,
     "Adding a decoder makes no difference among noise": decoder_makes_no_difference_among_noise,
