@@ -17,8 +17,10 @@ Rows:
     another goal          the model, sent to the goal of the next task and judged on its own
     untrained             the model with its start weights
     first guess           its action at every clip, no search
-    model                 CEM from the first guess, distances summed over the imagined path
-    from no force         the same from no action
+    model                 two levels: ways over sub-goals are imagined, CEM starts from the
+                          cheapest; the cost is the distance from the goal, summed over the path
+    no sub-goals          the same, but the way straight to the goal is the only one
+    from no force         CEM from no action
     last distance         the same as model, but only where the imagined path ends counts
     no variance, ...      (--ablations) as model, trained without one term of the loss
 
@@ -38,15 +40,18 @@ import hjepa
 import torch
 
 PRESETS = {"small": {},
-           "full": dict(layouts=48, per_layout=8, epochs=12, steps=260),
-           "smoke": dict(layouts=4, per_layout=2, epochs=2, steps=3, latent=16, width=32,
-                         predictor_width=32, guess_width=16)}
+           "full": dict(batch=384, epochs=80, steps=200),
+           "smoke": dict(batch=4, layouts=16, epochs=2, dot_epochs=1, steps=3, dot=8, walls=8,
+                         channels=2, width=32, predictor_width=32, guess_width=16)}
 BUDGET = dict(samples=32, iterations=2, elites=4)
-ABLATIONS = {"no variance": "std", "no covariance": "cov", "no temporal similarity": "sim",
-             "no inverse dynamics": "idm"}
+# Row -> the terms whose weights are 0.
+ABLATIONS = {"no variance": ("std", "wall_std"), "no covariance": ("cov", "wall_cov"),
+             "no temporal similarity": ("sim",), "no inverse dynamics": ("idm",)}
 NO_MODEL = ("zero", "random", "oracle")
-SEARCHES = {"another goal": {}, "untrained": {}, "model": {},
-            "from no force": {"from_guess": False}, "last distance": {"last": True}}
+# Row -> how many sub-goals (None: no way is imagined), and options of rooms_plan.search.
+SEARCHES = {"another goal": (rooms_plan.SUBGOALS, {}), "untrained": (rooms_plan.SUBGOALS, {}),
+            "model": (rooms_plan.SUBGOALS, {}), "no sub-goals": (0, {}), "from no force": (None, {}),
+            "last distance": (rooms_plan.SUBGOALS, {"last": True})}
 ON_NEW_LAYOUTS = ("random", "oracle", "first guess", "model")
 TOGETHER = 10                                   # tasks side by side
 SHOWN = 2                                       # tasks in the picture; the first is the GIF's
@@ -62,6 +67,12 @@ def tasks_of(n, new):
     return rooms_world.make_tasks(n, hjepa.generator(TEST_SEED, name), new)
 
 
+def known_places(model, device):
+    """-> (SUBGOALS, D): what the planner may choose sub-goals from."""
+    gen = hjepa.generator(0, "rooms places")
+    return rooms_plan.draw_places(model, rooms_plan.SUBGOALS, gen, device)
+
+
 def solve(name, model, start, goal, numbers, device):
     """Row `name` on tasks start, goal (B, 1, 4), whose numbers are given -> states (B, steps, 1, 4)
     on the CPU."""
@@ -70,14 +81,15 @@ def solve(name, model, start, goal, numbers, device):
     if name == "zero":
         return start[:, None].expand(-1, steps, -1, -1)
     if name == "random":
-        return rooms_plan.random_walk(start, steps, rooms_model.Settings.clip, gens)
+        return rooms_plan.random_walk(start, steps, rooms_world.CLIP, gens)
     if name == "oracle":
         return rooms_world.oracle(start, goal, steps)
     start, goal = start.to(device), goal.to(device)
     if name == "first guess":
         return rooms_plan.follow_guess(model, start, goal, steps).cpu()
-    options = SEARCHES.get(name, {})
-    return rooms_plan.search(model, start, goal, gens, steps=steps, **options, **BUDGET).cpu()
+    count, options = SEARCHES.get(name, SEARCHES["model"])
+    places = None if count is None else known_places(model, device)[:count]
+    return rooms_plan.search(model, start, goal, gens, steps, places, **options, **BUDGET).cpu()
 
 
 def try_row(name, models, tasks, device):
@@ -134,8 +146,9 @@ def place_reader(model, settings, device):
     pairs = []
     for epoch in (0, 1):
         states, _ = rooms_model.draw_epoch(few, epoch)
-        states = states.flatten(0, 2).to(device)
-        pairs.append((model.embed(states).cpu().float(), states[:, 0, :2].cpu()))
+        states = states.flatten(0, 1)
+        z = model.embed(states.to(device)).cpu().float()
+        pairs.append((z.flatten(0, 1), states[:, :, 0, :2].flatten(0, 1)))
     weight, offset = hjepa.ridge(*pairs)
 
     def read(z):
@@ -185,12 +198,12 @@ def draw(rows, tasks, paths):
 
 @torch.no_grad()
 def save_episode(path, model, settings, task, way, device):
-    """A GIF of an episode, way (steps + 1, 2); dotted: what the first guess and the predictor
-    imagine from there."""
+    """A GIF of an episode, way (steps + 1, 2); dotted: the cheapest way that is imagined there."""
     from matplotlib.animation import PillowWriter
     read = place_reader(model, settings, device)
     start, goal = task
-    there = model.embed(goal[None].to(device))
+    there = rooms_plan.look(model, goal[None].to(device))
+    places = known_places(model, device)
     figure, axes = hjepa.new_figure(1, 1, 4, 4)
     writer = PillowWriter(fps=12)
     with hjepa.whole_file(path) as part:
@@ -198,9 +211,10 @@ def save_episode(path, model, settings, task, way, device):
         for t in range(0, len(way), model.clip):
             now = start.clone()
             now[0, :2] = way[t]
-            z = model.embed(now[None].to(device))
-            plan = rooms_plan.imagined_plan(model, z, there, rooms_plan.HORIZON)
-            path_ahead = model.rollout(z, plan.repeat(1, 1, model.clip))[0]
+            z = rooms_plan.look(model, now[None].to(device))
+            left = (len(way) - 1 - t) // model.clip + 1
+            plan = rooms_plan.plan_ways(model, z, there, places, left)
+            path_ahead = model.rollout(z, plan)[0]
             axes[0, 0].clear()
             draw_room(axes[0, 0], task, way[:t + 1], read(path_ahead))
             axes[0, 0].set_title(f"step {t} of {len(way) - 1}")
@@ -216,7 +230,7 @@ def settings_of(args, seed, without=None):
     """-> Settings of a preset, a seed, and perhaps without a term of the loss."""
     settings = rooms_model.Settings(seed=seed, **PRESETS[args.preset])
     if without is not None:
-        settings = dataclasses.replace(settings, **{ABLATIONS[without]: 0.0})
+        settings = dataclasses.replace(settings, **dict.fromkeys(ABLATIONS[without], 0.0))
     return settings
 
 

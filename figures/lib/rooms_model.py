@@ -1,14 +1,21 @@
-"""A JEPA of Two Rooms: an encoder of pictures, the project's predictor, a loss, a training.
+"""A JEPA of Two Rooms: two encoders of pictures, the project's predictor, a loss, a training.
 
-    picture 0 --encoder--> z0 --predictor(actions of clip 0)--> p1 --predictor--> p2 ... p8
-    picture k --encoder--> zk, which pk predicts
+    picture 0 --encoders--> z0 --predictor(action 0)--> p1 --predictor(action 1)--> p2 ... p8
+    picture k --encoders--> zk, which pk predicts
 
-One picture says all there is to know, so a clip ends in one picture, and there is one encoder. A
-clip is 4 steps of the dot; in a plan one action is held for it. As in EB-JEPA, two more terms shape
-the embedding: temporal similarity, and inverse dynamics (which action leads from one picture to the
-next?). A first guess is trained beside: which action comes first on the way to a later picture?
+One picture says all there is to know, so a clip ends in one picture, and context and target have the
+same encoders. A picture has two channels, dot and walls, and each has an encoder. The first numbers
+of an embedding say where the dot is, the rest how the walls stand. Walls do not move: their part is
+carried over, not predicted. One encoder for both channels learnt to say where the walls are too
+late: in a trajectory they never change, so neither prediction nor variance within a room asks for
+them.
 
-Shapes: N samples, B trajectories, K clips, D embedding, A = 2 numbers of an action, T steps in a
+VICReg acts on the dot's part over all pictures, and on the walls' part over rooms. As in EB-JEPA,
+two more terms shape the embedding: temporal similarity, and inverse dynamics (which action leads
+from one picture to the next?). A first guess is trained beside: which action comes first on the way
+to a later picture?
+
+Shapes: N samples, B trajectories, K clips, D embedding. An action has 2 numbers and is held for a
 clip.
 """
 import dataclasses
@@ -25,88 +32,120 @@ from lib import rooms_world, trainings
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """All that decides which model a training gives. Weights are called as the terms they weigh."""
-    latent: int = 128
-    width: int = 512                            # of the encoder's last hidden layer
-    predictor_width: int = 384
-    guess_width: int = 384                      # of the first guess and of inverse dynamics
-    clip: int = 4                               # steps of the dot
+    dot: int = 16                               # numbers that say where the dot is
+    walls: int = 16                             # and where the walls are
+    channels: int = 8                          # of the first convolution
+    width: int = 256                            # of the encoder's last hidden layer
+    predictor_width: int = 128
+    guess_width: int = 256                      # of the first guess and of inverse dynamics
     clips: int = 8                              # of a roll-out, as in EB-JEPA
-    stride: int = 7                             # clips between the roll-outs of a trajectory
-    pairs: int = 16                             # of now and goal, in each trajectory
-    layouts: int = 16                           # in a batch
-    per_layout: int = 4                         # trajectories
-    epochs: int = 60
-    steps: int = 50                             # of the optimiser, per epoch
-    lr: float = 1e-3
+    stride: int = 1                             # clips between the roll-outs of a trajectory
+    pairs: int = 64                             # of now and goal, in each trajectory
+    batch: int = 64                             # trajectories, each in its own rooms
+    layouts: int = 128                          # more rooms, for VICReg on the walls' part
+    epochs: int = 150
+    dot_epochs: int = 10                        # after these the dot's encoder stays as it is
+    steps: int = 100                            # of the optimiser, per epoch
+    encoder_lr: float = 1e-3
+    lr: float = 3e-3                            # of all other parts
     weight_decay: float = 1e-5
-    pred: float = 1.0
+    pred: float = 8.0
     std: float = 16.0
-    cov: float = 1.0
+    cov: float = 0.02
     sim: float = 12.0
     idm: float = 1.0
-    guess: float = 1.0
+    wall_std: float = 16.0
+    wall_cov: float = 0.02
+    guess: float = 8.0
     seed: int = 0
 
     @property
     def sequences(self):
         """Trajectories that the whole training sees, each once."""
-        return self.epochs * self.steps * self.layouts * self.per_layout
+        return self.epochs * self.steps * self.batch
 
 
-class PictureEncoder(nn.Module):
-    """pictures (N, 2, 65, 65) -> embedding (N, D)."""
+def dot_encoder(latent, channels, width):
+    """-> a network: pictures of the dot (N, 1, 65, 65) -> embeddings (N, latent)."""
+    return nn.Sequential(nn.Conv2d(1, channels, 7, stride=4, padding=3),               # 17 x 17
+                         nn.ReLU(),
+                         nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),    # 9 x 9
+                         nn.ReLU(),
+                         nn.Conv2d(2 * channels, 2 * channels, 3, stride=2, padding=1),
+                         nn.ReLU(),                                                    # 5 x 5
+                         nn.Flatten(),
+                         nn.Linear(2 * channels * 25, width),
+                         nn.ReLU(),
+                         nn.Linear(width, latent))
 
-    def __init__(self, latent, width):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(2, 32, 7, stride=4, padding=3),       # 17 x 17
-                                    nn.ReLU(),
-                                    nn.Conv2d(32, 64, 3, stride=2, padding=1),      # 9 x 9
-                                    nn.ReLU(),
-                                    nn.Conv2d(64, 64, 3, stride=2, padding=1),      # 5 x 5
-                                    nn.ReLU(),
-                                    nn.Flatten(),
-                                    nn.Linear(64 * 25, width),
-                                    nn.ReLU(),
-                                    nn.Linear(width, latent))
-        self.to(memory_format=torch.channels_last)                        # a third faster on a CPU
 
-    def forward(self, pictures):
-        return self.layers(pictures.contiguous(memory_format=torch.channels_last))
+class MeanPlace(nn.Module):
+    """maps (N, C, H, W) -> (N, 2 C): the mean x and the mean y of each map under its softmax, in
+    [-1, 1] (Finn et al. 2016, arXiv 1509.06113)."""
+
+    def forward(self, maps):
+        weight = maps.flatten(2).softmax(-1).view_as(maps)
+        along_x = torch.linspace(-1, 1, maps.shape[3], device=maps.device)
+        along_y = torch.linspace(-1, 1, maps.shape[2], device=maps.device)
+        x = (weight.sum(2) * along_x).sum(-1)
+        y = (weight.sum(3) * along_y).sum(-1)
+        return torch.cat([x, y], 1)
+
+
+def wall_encoder(latent, channels):
+    """-> a network: pictures of the walls (N, 1, 65, 65) -> embeddings (N, latent)."""
+    return nn.Sequential(nn.Conv2d(1, channels, 7, stride=2, padding=3),               # 33 x 33
+                         nn.ReLU(),
+                         nn.Conv2d(channels, 4 * channels, 5, stride=2, padding=2),    # 17 x 17
+                         MeanPlace(),
+                         nn.Linear(8 * channels, latent))
 
 
 def network_of_two(latent, width):
     """-> a network: two embeddings side by side (N, 2 D) -> an action (N, 2)."""
-    return nn.Sequential(nn.Linear(2 * latent, width), nn.GELU(),
-                         nn.Linear(width, width), nn.GELU(),
+    return nn.Sequential(nn.Linear(2 * latent, width), nn.ReLU(),
+                         nn.Linear(width, width), nn.ReLU(),
+                         nn.Linear(width, width), nn.ReLU(),
                          nn.Linear(width, 2))
 
 
 class RoomsModel(nn.Module):
-    """The encoder, the predictor, inverse dynamics and the first guess.
+    """Two encoders, the predictor, inverse dynamics and the first guess.
 
-    Actions that the last two give are in shares of Rooms.force_limit.
+    An embedding (D) holds the numbers of the dot first, then those of the walls. Actions that the
+    last two give are in shares of Rooms.force_limit.
     """
 
     def __init__(self, settings):
         super().__init__()
-        self.clip = settings.clip
-        self.encoder = PictureEncoder(settings.latent, settings.width)
-        self.predictor = hjepa.Predictor(settings.latent, 2 * settings.clip,
-                                         settings.predictor_width, blocks=2)
-        self.inverse = network_of_two(settings.latent, settings.guess_width)
-        self.guess = network_of_two(settings.latent, settings.guess_width)
+        self.clip = rooms_world.CLIP
+        self.dot = settings.dot
+        latent = settings.dot + settings.walls
+        self.see_dot = dot_encoder(settings.dot, 2 * settings.channels, settings.width)
+        self.see_walls = wall_encoder(settings.walls, settings.channels)
+        self.predictor = hjepa.Predictor(latent, 2, settings.predictor_width, blocks=2)
+        self.inverse = network_of_two(latent, settings.guess_width)
+        self.guess = network_of_two(latent, settings.guess_width)
 
     def embed(self, states):
-        """states (..., 1, 4) -> embeddings (..., D) of their pictures."""
-        lead = states.shape[:-2]
-        pictures = rooms_world.render(states.flatten(0, -3))
-        return self.encoder(pictures).unflatten(0, lead)
+        """states (..., K, 1, 4) -> embeddings (..., K, D) of their pictures. The K pictures of a
+        trajectory show the same walls, which are looked at once."""
+        dots = rooms_world.render_dot(states)
+        walls = rooms_world.render_walls(states[..., :1, :, :])
+        dots = self.see_dot(dots.flatten(0, -3)[:, None]).unflatten(0, dots.shape[:-2])
+        walls = self.see_walls(walls.flatten(0, -3)[:, None]).unflatten(0, walls.shape[:-2])
+        return torch.cat([dots, walls.expand(*dots.shape[:-1], -1)], -1)
+
+    def predict(self, z, action):
+        """z (N, D), action (N, 2) -> the embedding after a clip (N, D). Walls stay."""
+        after = self.predictor(z, action)
+        return torch.cat([after[:, :self.dot], z[:, self.dot:]], -1)
 
     def rollout(self, z, actions):
-        """z (N, D), actions (N, K, T A) -> predicted embeddings (N, K, D), each from the last."""
+        """z (N, D), actions (N, K, 2) -> predicted embeddings (N, K, D), each from the last."""
         path = []
         for action in actions.unbind(1):
-            z = self.predictor(z, action)
+            z = self.predict(z, action)
             path.append(z)
         return torch.stack(path, 1)
 
@@ -121,51 +160,29 @@ def build(settings):
 # ---- data
 
 def draw_epoch(settings, epoch):
-    """-> states (steps, B, K + 1, 1, 4), one at each end of a clip, actions (steps, B, K, T, 2).
-
-    Each batch holds some trajectories of each of its layouts.
-    """
+    """-> states (steps, B, K + 1, 1, 4), one between clips, actions (steps, B, K, 2)."""
     gen = hjepa.generator(settings.seed, "rooms data", epoch)
-    wall, door = rooms_world.draw_layouts(settings.steps * settings.layouts, gen)
-    wall = wall.repeat_interleave(settings.per_layout)
-    door = door.repeat_interleave(settings.per_layout)
+    wall, door = rooms_world.draw_layouts(settings.steps * settings.batch, gen)
     states, actions = rooms_world.draw_trajectories(wall, door, gen)
-    clips = actions.shape[1] // settings.clip
-    used = clips * settings.clip
-    states = states[:, :used + 1:settings.clip]
-    actions = actions[:, :used].unflatten(1, (clips, settings.clip))
-    batch = settings.layouts * settings.per_layout
-    states = states.unflatten(0, (settings.steps, batch))
-    return states, actions.unflatten(0, (settings.steps, batch))
+    states = states.unflatten(0, (settings.steps, settings.batch))
+    return states, actions.unflatten(0, (settings.steps, settings.batch))
 
 
 # ---- loss
 
 def prediction_error(model, z, actions, clips, stride):
-    """z (B, K + 1, D), actions (B, K, T, 2) -> mean squared error of roll-outs over `clips` clips
-    that begin at every `stride`-th picture."""
-    actions = actions.flatten(2)
+    """z (B, K + 1, D), actions (B, K, 2) -> mean squared error, of the dot's part, of roll-outs over
+    `clips` clips that begin at every `stride`-th picture."""
     starts = range(0, actions.shape[1] - clips + 1, stride)
     first = torch.cat([z[:, start] for start in starts])
     known = torch.cat([actions[:, start:start + clips] for start in starts])
     truth = torch.cat([z[:, start + 1:start + clips + 1] for start in starts])
-    predicted = model.rollout(first, known)
-    return F.mse_loss(predicted.float(), truth.float())
-
-
-def within_layouts(z, layouts):
-    """z (B, K + 1, D), B sorted by layout -> (B (K + 1), D): less the mean over its layout.
-
-    The wall does not move, so an embedding that holds the layout alone would vary enough for VICReg
-    and be predicted without an error. What is left here varies only with the place of the dot.
-    """
-    z = z.unflatten(0, (layouts, -1))
-    z = z - z.mean((1, 2), keepdim=True)
-    return z.flatten(0, 2)
+    predicted = model.rollout(first, known)[..., :model.dot]
+    return F.mse_loss(predicted.float(), truth[..., :model.dot].float())
 
 
 def guess_error(model, z, held, pairs, gen):
-    """z (B, K + 1, D), held (B, K, 2): the mean action of each clip, in shares of the limit ->
+    """z (B, K + 1, D), held (B, K, 2): the action of each clip, in shares of the limit ->
     mean squared error of the first guess, for `pairs` pairs of a picture and a later one."""
     batch, clips = held.shape[:2]
     now = torch.randint(clips, (batch, pairs), generator=gen)
@@ -177,19 +194,29 @@ def guess_error(model, z, held, pairs, gen):
     return F.mse_loss(model.guess(both).float(), held.take_along_dim(now, 1))
 
 
-def objective(model, states, actions, settings, gen):
-    """states (B, K + 1, 1, 4), actions (B, K, T, 2) -> total, terms (dict of scalars).
+def wall_terms(model, layouts, device, gen):
+    """-> dict of VICReg's terms on the walls' part, over new pictures of `layouts` rooms."""
+    wall, door = rooms_world.draw_layouts(layouts, gen)
+    states = rooms_world.make_states(torch.zeros(layouts, 2), wall, door)
+    pictures = rooms_world.render_walls(states.to(device))
+    terms = hjepa.vicreg_terms(model.see_walls(pictures[:, None]))
+    return {f"wall_{name}": value for name, value in terms.items()}
 
-    gen: a CPU generator, for the pairs of the first guess.
+
+def objective(model, states, actions, settings, gen):
+    """states (B, K + 1, 1, 4), actions (B, K, 2) -> total, terms (dict of scalars).
+
+    gen: a CPU generator, for the rooms of wall_terms and the pairs of the first guess.
     """
     z = model.embed(states)
-    exact = z.float()
-    held = actions.mean(2) / rooms_world.Rooms.force_limit
-    terms = {"pred": prediction_error(model, z, actions, settings.clips, settings.stride)}
-    terms.update(hjepa.vicreg_terms(within_layouts(exact, settings.layouts)))
-    terms["sim"] = F.mse_loss(exact[:, 1:], exact[:, :-1])
+    dots = z[..., :model.dot].float()
+    held = actions / rooms_world.Rooms.force_limit
     neighbours = torch.cat([z[:, :-1], z[:, 1:]], -1)
+    terms = {"pred": prediction_error(model, z, actions, settings.clips, settings.stride)}
+    terms.update(hjepa.vicreg_terms(dots.flatten(0, 1)))
+    terms["sim"] = F.mse_loss(dots[:, 1:], dots[:, :-1])
     terms["idm"] = F.mse_loss(model.inverse(neighbours).float(), held)
+    terms.update(wall_terms(model, settings.layouts, z.device, gen))
     terms["guess"] = guess_error(model, z, held, settings.pairs, gen)
     total = sum(getattr(settings, name) * value for name, value in terms.items())
     return total, terms
@@ -197,17 +224,36 @@ def objective(model, states, actions, settings, gen):
 
 # ---- training
 
+def make_optimizer(model, settings):
+    """-> AdamW with three groups: the dot's encoder, the walls' encoder, and the rest."""
+    rest = [*model.predictor.parameters(), *model.inverse.parameters(), *model.guess.parameters()]
+    groups = [model.see_dot.parameters(), model.see_walls.parameters(), rest]
+    return torch.optim.AdamW([{"params": list(group)} for group in groups], lr=settings.lr,
+                             weight_decay=settings.weight_decay)
+
+
+def set_rates(optimizer, settings, step):
+    """Warm-up and cosine for each group of make_optimizer. The dot's encoder is learnt soon and
+    comes to rest early, so that the predictor and the first guess end in a space that stays."""
+    steps = settings.epochs * settings.steps
+    dot_steps = settings.dot_epochs * settings.steps
+    dot, walls, rest = optimizer.param_groups
+    dot["lr"] = 0.0
+    if step < dot_steps:
+        dot["lr"] = hjepa.learning_rate(step, dot_steps, settings.encoder_lr, dot_steps // 10)
+    walls["lr"] = hjepa.learning_rate(step, steps, settings.encoder_lr, steps // 10)
+    rest["lr"] = hjepa.learning_rate(step, steps, settings.lr, steps // 10)
+
+
 def train_epoch(model, optimizer, settings, epoch, device, precision):
-    """-> dict of terms, means over the epoch. ValueError if one of them is not finite."""
+    """-> dict of terms, means over the epoch. Refusal if one of them is not finite."""
     states, actions = draw_epoch(settings, epoch)
     gen = hjepa.generator(settings.seed, "rooms pairs", epoch)
-    all_steps = settings.epochs * settings.steps
+    learns = epoch < settings.dot_epochs
+    model.see_dot.requires_grad_(learns)        # without gradients a step takes half the time
     log = []
     for number in range(settings.steps):
-        step = epoch * settings.steps + number
-        rate = hjepa.learning_rate(step, all_steps, settings.lr, all_steps // 10)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rates(optimizer, settings, epoch * settings.steps + number)
         with hjepa.autocast(device, precision):
             total, terms = objective(model, states[number].to(device), actions[number].to(device),
                                      settings, gen)
@@ -217,7 +263,8 @@ def train_epoch(model, optimizer, settings, epoch, device, precision):
         log.append(torch.stack([value.detach() for value in terms.values()]))
     means = torch.stack(log).mean(0)
     if not means.isfinite().all():
-        raise hjepa.Refusal(f"epoch {epoch + 1}: the loss is not finite: lower --lr")
+        raise hjepa.Refusal(f"epoch {epoch + 1}: the loss is not finite: try another --seeds, or "
+                            "--precision fp32")
     return dict(zip(terms, means.tolist()))
 
 
@@ -237,8 +284,7 @@ def train(path, settings, device, precision):
     Refusal if the file belongs to a training with other settings.
     """
     model = build(settings).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr,
-                                  weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(model, settings)
     mine = dataclasses.asdict(settings)
     rows = []
     if path.exists():

@@ -5,9 +5,13 @@ Lengths are in pixels, one step is one frame. A state (N, 1, 4) holds x and y of
 the wall and the y of the door. So a state says all, and the one body of a state makes `hjepa.replan`
 work as it is.
 
-Where this differs from EB-JEPA: there, a step that touches a wall is not made in the training data,
-and in the evaluation the dot stops at the wall, with noise. Here one rule holds for both. The dot
-moves along its step and stops just before what it meets, so no step leads through a corner.
+Where this differs from EB-JEPA:
+- There, a step that touches a wall is not made in the training data, and in the evaluation the dot
+  stops at the wall, with noise. Here one rule holds for both. The dot moves along its step and stops
+  just before what it meets, so no step leads through a corner.
+- There, each step of the training data has a heading and a length of its own, near 1 pixel. Here an
+  action is held for a clip, as in a plan, and its length is uniform, up to the longest step that a
+  plan may ask for. Some dots hold an action for longer and press against walls, as plans do.
 """
 import math
 
@@ -20,10 +24,14 @@ HALF_WALL = 1.0                                 # the wall covers |x - wall| <= 
 HALF_DOOR = 4.0                                 # and its door |y - door| <= HALF_DOOR
 BLUR = 1.3                                      # standard deviation of the dot
 LONGEST = 2.45                                  # step
+SHORTEST = 0.2                                  # step in the training data
 GAP = 0.01                                      # how far before a wall the dot stops
-FRAMES = 91                                     # of a training trajectory
+CLIP = 4                                        # steps for which an action is held
+CLIPS = 22                                      # of a training trajectory
 KAPPA = 5.0                                     # how well a heading is kept, of von Mises
 DOOR_SHARE = 0.35                               # of the trajectories are made to pass the door
+HOLD = 4                                        # clips for which some dots hold an action
+HOLD_SHARE = 0.5                                # of the other trajectories
 CLEAR = 2.6                                     # starts and goals keep this far from walls
 REACHED = 4.5                                   # a goal is reached nearer than this
 
@@ -146,7 +154,7 @@ class Rooms:
     force_limit: the largest action per axis, in pixels a step. Its square fits into the disc of
     steps that training data hold, so no plan asks for a step that was never seen.
     """
-    force_limit = 1.25
+    force_limit = 1.7
     actions = 2
 
     def rollout(self, state, forces, clip_frames):
@@ -163,20 +171,32 @@ class Rooms:
         return torch.stack(states, 1), torch.stack(contacts, 1)
 
 
-def render(state):
-    """state (..., 1, 4) -> pictures (..., 2, 65, 65), dot and walls. A row is a y, a column an x."""
-    x, y, wall, door = (part[..., None] for part in state[..., 0, :].unbind(-1))
+def render_dot(state):
+    """state (..., 1, 4) -> pictures of the dot (..., 65, 65). A row is a y, a column an x."""
+    x, y = (part[..., None] for part in state[..., 0, :2].unbind(-1))
     pixel = torch.arange(SIZE, device=state.device, dtype=state.dtype)
     along_x = torch.exp(-(pixel - x).square() / (2 * BLUR ** 2))          # (..., 65)
     along_y = torch.exp(-(pixel - y).square() / (2 * BLUR ** 2))
-    dot = along_y[..., :, None] * along_x[..., None, :]
+    return along_y[..., :, None] * along_x[..., None, :]
+
+
+def render_walls(state):
+    """state (..., 1, 4) -> pictures of the walls (..., 65, 65)."""
+    wall, door = (part[..., None] for part in state[..., 0, 2:].unbind(-1))
+    pixel = torch.arange(SIZE, device=state.device, dtype=state.dtype)
     in_wall = ((pixel - wall).abs() <= HALF_WALL)[..., None, :]
     in_door = ((pixel - door).abs() <= HALF_DOOR)[..., :, None]
     edge = (pixel == LOW) | (pixel == HIGH)
     within = (pixel >= LOW) & (pixel <= HIGH)
     border = (edge[:, None] & within) | (edge & within[:, None])
     walls = (in_wall & ~in_door & within & within[:, None]) | border
-    return torch.stack([dot, walls.to(dot.dtype)], -3)
+    return walls.to(state.dtype)
+
+
+def render(state):
+    """state (..., 1, 4) -> pictures (..., 2, 65, 65), dot and walls.
+    needs: render_dot, render_walls"""
+    return torch.stack([render_dot(state), render_walls(state)], -3)
 
 
 # ---- what the model is trained on
@@ -193,23 +213,29 @@ def von_mises(n, gen):
     return angle[after - 1] + share * (angle[1] - angle[0])
 
 
-def wander(position, heading, wall, door, steps, gen):
-    """position (N, 2), heading, wall, door (N,) -> path (N, steps + 1, 2), actions (N, steps, 2).
+def wander(position, heading, wall, door, clips, gen, hold):
+    """position (N, 2), heading, wall, door (N,) -> path (N, clips + 1, 2), actions (N, clips, 2).
 
-    A heading is drawn around the last one. After a step that met a wall it is drawn anew, or the
-    dot would press against the wall for long.  needs: move, von_mises
+    An action is held for a clip. The next heading is drawn around the last one. After a clip that
+    met a wall it is drawn anew. hold (N,), bool: these dots draw an action, any heading, at every
+    HOLD-th clip only, so they press against walls.  needs: Rooms, von_mises
     """
     n = len(position)
+    state = make_states(position, wall, door)
     path, actions = [position], []
-    for number in range(steps):
+    for number in range(clips):
+        anew = 2 * math.pi * torch.rand(n, generator=gen)
+        turn = von_mises(n, gen)
+        length = SHORTEST + (LONGEST - SHORTEST) * torch.rand(n, generator=gen)
         if number > 0:
-            turned = heading + von_mises(n, gen)
-            anew = 2 * math.pi * torch.rand(n, generator=gen)
-            heading = torch.where(met, anew, turned)
-        length = (1.0 + 0.4 * torch.randn(n, generator=gen)).clamp(0.2, 1.8)
+            heading = torch.where(met | hold, anew, heading + turn)
         action = length[:, None] * torch.stack([heading.cos(), heading.sin()], -1)
-        position, met = move(position, action, wall, door)
-        path.append(position)
+        if number % HOLD > 0:
+            action = torch.where(hold[:, None], actions[-1], action)
+        states, contacts = Rooms().rollout(state, action[:, None], CLIP)
+        state = states[:, -1]
+        met = contacts.any(1)
+        path.append(state[:, 0, :2])
         actions.append(action)
     return torch.stack(path, 1), torch.stack(actions, 1)
 
@@ -226,30 +252,32 @@ def draw_free(wall, door, gen):
 
 
 def draw_trajectories(wall, door, gen):
-    """wall, door (N,) -> states (N, FRAMES, 1, 4), actions (N, FRAMES - 1, 2), on the CPU.
+    """wall, door (N,) -> states (N, CLIPS + 1, 1, 4), one between clips, actions (N, CLIPS, 2), on
+    the CPU.
 
     A share of DOOR_SHARE passes the door. Those are run both ways from a point in it, with a heading
-    within 45 degrees of horizontal. Backwards, what the dot moved is turned round; then all steps
-    are made once more from the start, so all positions are what `move` gives.
-    needs: wander, draw_free, move
+    within 45 degrees of horizontal. Backwards, what the dot moved in a clip is turned round; then
+    all clips are made once more from the start, so all positions are what `move` gives.
+    needs: wander, draw_free, Rooms
     """
     n = len(wall)
-    steps = FRAMES - 1
     position = draw_free(wall, door, gen)
     heading = 2 * math.pi * torch.rand(n, generator=gen)
-    _, actions = wander(position, heading, wall, door, steps, gen)
+    hold = torch.rand(n, generator=gen) < HOLD_SHARE
+    _, actions = wander(position, heading, wall, door, CLIPS, gen, hold)
 
     unit = 2 * torch.rand(n, 2, generator=gen) - 1
     middle = torch.stack([wall, door], -1)
     in_door = middle + 0.99 * unit * torch.tensor([HALF_WALL, HALF_DOOR])
     side = torch.randint(2, (n,), generator=gen)
     heading = math.pi * side + math.pi / 4 * (2 * torch.rand(n, generator=gen) - 1)
-    _, onward = wander(in_door, heading, wall, door, steps, gen)
-    back, _ = wander(in_door, heading + math.pi, wall, door, steps, gen)
-    before = (back[:, :-1] - back[:, 1:]).flip(1)                         # in order of time
-    both = torch.cat([before, onward], 1)                                 # (N, 2 steps, 2)
-    first = torch.randint(steps + 1, (n,), generator=gen)                 # index of the cut
-    pick = first[:, None] + torch.arange(steps)
+    never = torch.zeros(n, dtype=torch.bool)
+    _, onward = wander(in_door, heading, wall, door, CLIPS, gen, never)
+    back, _ = wander(in_door, heading + math.pi, wall, door, CLIPS, gen, never)
+    before = (back[:, :-1] - back[:, 1:]).flip(1) / CLIP                  # in order of time
+    both = torch.cat([before, onward], 1)                                 # (N, 2 CLIPS, 2)
+    first = torch.randint(CLIPS + 1, (n,), generator=gen)                 # index of the cut
+    pick = first[:, None] + torch.arange(CLIPS)
     through_actions = both.take_along_dim(pick[..., None], 1)
     through_start = back.flip(1).take_along_dim(first[:, None, None], 1)[:, 0]
 
@@ -257,8 +285,8 @@ def draw_trajectories(wall, door, gen):
     actions = torch.where(through[:, None, None], through_actions, actions)
     position = torch.where(through[:, None], through_start, position)
     start = make_states(position, wall, door)
-    later, _ = Rooms().rollout(start, actions, 1)
-    return torch.cat([start[:, None], later], 1), actions
+    later, _ = Rooms().rollout(start, actions, CLIP)
+    return torch.cat([start[:, None], later[:, CLIP - 1::CLIP]], 1), actions
 
 
 # ---- what it is tested on
