@@ -7,9 +7,8 @@
 
 The task is that of EB-JEPA (Terver et al. 2026, section 5): 65 x 65 pictures of a dot and walls, a
 wall and a door that differ from trajectory to trajectory, a goal picture with the dot in the other
-room, 200 steps. The environment is in lib/rooms_world.py, which says where it differs; the model
-and its loss are in lib/rooms_model.py, the planners in lib/rooms_plan.py. Predictor, VICReg terms,
-CEM and replanning are hjepa.py's own.
+room, 200 steps. lib/rooms_world.py is the environment and says where it differs, lib/rooms_model.py
+the model and its loss, lib/rooms_plan.py the planners. Predictor, VICReg, CEM are hjepa.py's own.
 
 Rows:
     zero, random          no model
@@ -69,13 +68,12 @@ def tasks_of(n, new):
 
 def known_places(model, device):
     """-> (SUBGOALS, D): what the planner may choose sub-goals from."""
-    gen = hjepa.generator(0, "rooms places")
-    return rooms_plan.draw_places(model, rooms_plan.SUBGOALS, gen, device)
+    return rooms_plan.draw_places(model, rooms_plan.SUBGOALS, hjepa.generator(0, "places"), device)
 
 
-def solve(name, model, start, goal, numbers, device):
+def solve(name, model, places, start, goal, numbers, device):
     """Row `name` on tasks start, goal (B, 1, 4), whose numbers are given -> states (B, steps, 1, 4)
-    on the CPU."""
+    on the CPU. places: of known_places, for rows with a model."""
     gens = [hjepa.generator(TEST_SEED, f"rooms, {name}", number) for number in numbers]
     steps = rooms_plan.STEPS
     if name == "zero":
@@ -88,7 +86,7 @@ def solve(name, model, start, goal, numbers, device):
     if name == "first guess":
         return rooms_plan.follow_guess(model, start, goal, steps).cpu()
     count, options = SEARCHES.get(name, SEARCHES["model"])
-    places = None if count is None else known_places(model, device)[:count]
+    places = None if count is None else places[:count]
     return rooms_plan.search(model, start, goal, gens, steps, places, **options, **BUDGET).cpu()
 
 
@@ -108,7 +106,8 @@ def try_row(name, models, tasks, device):
         counted = []
         hook = model.predictor.register_forward_hook(lambda *call: counted.append(len(call[2])))
         parts = torch.arange(n).split(TOGETHER)
-        found = [solve(name, model, start[part], aims[part], part.tolist(), device)
+        places = None if name in NO_MODEL else known_places(model, device)
+        found = [solve(name, model, places, start[part], aims[part], part.tolist(), device)
                  for part in hjepa.progress(parts, name, len(parts))]
         hook.remove()
         calls += sum(counted)
@@ -198,7 +197,7 @@ def draw(rows, tasks, paths):
 
 @torch.no_grad()
 def save_episode(path, model, settings, task, way, device):
-    """A GIF of an episode, way (steps + 1, 2); dotted: the cheapest way that is imagined there."""
+    """A GIF of an episode, way (steps + 1, 2); dotted: the cheapest way that is imagined."""
     from matplotlib.animation import PillowWriter
     read = place_reader(model, settings, device)
     start, goal = task
@@ -212,7 +211,7 @@ def save_episode(path, model, settings, task, way, device):
             now = start.clone()
             now[0, :2] = way[t]
             z = rooms_plan.look(model, now[None].to(device))
-            left = (len(way) - 1 - t) // model.clip + 1
+            left = max(1, (len(way) - 1 - t) // model.clip)
             plan = rooms_plan.plan_ways(model, z, there, places, left)
             path_ahead = model.rollout(z, plan)[0]
             axes[0, 0].clear()

@@ -27,27 +27,36 @@ def of_masses(config, masses, n):
     return {**found, "masses": torch.tensor(masses)[None], "free": None}
 
 
+def goal_of_drawn_masses(config, gen, most=100):
+    """-> a goal as hjepa.make_goals gives it, and the masses (1, bodies) of its world.
+
+    Three heavy bodies are hardly moved by any force. Where no world has a goal, masses are drawn
+    again, `most` times at most: Refusal after that.
+    """
+    for _ in range(most):
+        masses = worlds.draw_masses(1, len(config.masses), gen)
+        world = hjepa.build_world(worlds.config_of(config, masses[0]))
+        try:
+            goal = hjepa.make_goals(world, 1, config.event_clips, gen, config.clip_frames,
+                                    config.start_speed)
+        except hjepa.Refusal as refusal:
+            reason = refusal
+            continue
+        goal["clip"] = hjepa.goal_clip(world, goal["clip"][:, -1], config.clip_frames)
+        return goal, masses
+    raise reason
+
+
 def of_drawn_masses(config, n):
     """-> a case of n goals, each in a world of masses of its own.
 
-    In the clip that is seen first no force acts, so that it does not tell the masses. Three heavy
-    bodies are hardly moved by any force: where no world has a goal, masses are drawn again.
+    In the clip that is seen first no force acts, so that it does not tell the masses.
     """
     found, masses = [], []
     for i in hjepa.progress(range(n), "goals", n):
         gen = hjepa.generator(config.test_seed, "goals of drawn masses", i)
-        for last in [False] * 99 + [True]:
-            drawn = worlds.draw_masses(1, len(config.masses), gen)
-            world = hjepa.build_world(worlds.config_of(config, drawn[0]))
-            try:
-                one = hjepa.make_goals(world, 1, config.event_clips, gen, config.clip_frames,
-                                       config.start_speed)
-                break
-            except hjepa.Refusal:
-                if last:
-                    raise
-        one["clip"] = hjepa.goal_clip(world, one["clip"][:, -1], config.clip_frames)
-        found.append(one)
+        goal, drawn = goal_of_drawn_masses(config, gen)
+        found.append(goal)
         masses.append(drawn)
     joined = {name: torch.cat([one[name] for one in found]) for name in found[0]}
     return {**joined, "masses": torch.cat(masses), "free": None}

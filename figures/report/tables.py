@@ -442,7 +442,7 @@ def planning_25(content):
     """The protocol's rows at 25 frames."""
     near = [row for row in content["rows"] if row["frames"] == 25]
     parts, rows = parts_of_goals(near), []
-    parts.pop("no contact", None)
+    parts.pop("no contact", None)               # it is in the table of all rows
     for row in near:
         cells = [part_of(row, part, lambda found: percent(found["success"])) for part in parts]
         rows.append([named(row["planner"]), share(row, "success"), percent(row["strict"]),
